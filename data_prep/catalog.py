@@ -1,0 +1,158 @@
+"""The item catalogue: what is known of every item."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pa_parquet
+
+from genrec.core.errors import DataError, UnknownItemError, nearest
+from genrec.core.files import atomic_path
+from genrec.data_prep.log import InteractionLog, ItemId
+from genrec.data_prep.tables import BadRow, OnBadRows, read_table, rename_columns, settle_bad_rows
+
+
+class ItemCatalog:
+    """Items in a fixed order, each with a title.
+
+    An item without a title is called by its id (``Item 42``), counted in ``num_untitled``. Titles may
+    repeat: items are told apart by id, never by title; ``num_shared_titles`` counts them.
+
+    Attributes:
+        table: Arrow table with ``item_id``, ``title`` and whatever else the source had.
+        num_untitled: Items whose title was missing.
+        num_shared_titles: Items whose title another item has too.
+    """
+
+    def __init__(self, table: pa.Table) -> None:
+        ids = table["item_id"].to_pylist()
+        titles = [
+            title.strip() if isinstance(title, str) else None
+            for title in (table["title"].to_pylist() if "title" in table.column_names else [None] * len(ids))
+        ]
+        self.num_untitled = sum(not title for title in titles)
+        titles = [title or f"Item {item}" for item, title in zip(ids, titles, strict=True)]
+        column = pa.array(titles, pa.string())
+        if "title" in table.column_names:
+            table = table.set_column(table.column_names.index("title"), "title", column)
+        else:
+            table = table.append_column("title", column)
+        self.table = table
+        self.item_ids: list[ItemId] = ids
+        self._titles = dict(zip(ids, titles, strict=True))
+        counts: dict[str, int] = {}
+        for title in titles:
+            counts[title] = counts.get(title, 0) + 1
+        self.num_shared_titles = sum(count for count in counts.values() if count > 1)
+
+    @classmethod
+    def read(
+        cls,
+        path: str | Path,
+        columns: Mapping[str, str] | None = None,
+        on_bad_rows: OnBadRows = "error",
+        quarantine: str | Path | None = None,
+    ) -> ItemCatalog:
+        """Returns the catalogue in a ``.csv``, ``.tsv``, ``.jsonl`` or ``.parquet`` file.
+
+        Raises:
+            DataError: If ``item_id`` is missing as a column or in a row, or an item has two rows.
+        """
+        return cls.from_table(read_table(path), columns, on_bad_rows, quarantine, str(path))
+
+    @classmethod
+    def from_table(
+        cls,
+        table: pa.Table,
+        columns: Mapping[str, str] | None = None,
+        on_bad_rows: OnBadRows = "error",
+        quarantine: str | Path | None = None,
+        source: str = "the catalogue",
+    ) -> ItemCatalog:
+        """Returns the catalogue held in an Arrow table; errors as in ``read``."""
+        table = rename_columns(table, columns, ("item_id",), source)
+        if table.num_rows == 0:
+            raise DataError(f"{source} has a header but no rows.")
+        ids = pc.cast(table["item_id"], pa.string())
+        table = table.set_column(table.column_names.index("item_id"), "item_id", ids)
+        bad: list[BadRow] = []
+        first: dict[str, int] = {}
+        for row, item in enumerate(ids.to_pylist(), start=1):
+            if item is None or not item.strip():
+                bad.append(BadRow(row, "item_id", "is missing"))
+            elif item in first:
+                bad.append(BadRow(row, "item_id", f"{item!r} already stands in row {first[item]}"))
+            else:
+                first[item] = row
+        table, _ = settle_bad_rows(table, bad, source, on_bad_rows, quarantine)
+        return cls(table)
+
+    @classmethod
+    def from_titles(cls, titles: Mapping[ItemId, str | None]) -> ItemCatalog:
+        """Returns the catalogue of ``{item_id: title}``."""
+        return cls.from_table(
+            pa.table(
+                {
+                    "item_id": pa.array(list(titles), pa.string()),
+                    "title": pa.array(list(titles.values()), pa.string()),
+                }
+            )
+        )
+
+    @classmethod
+    def from_log(cls, log: InteractionLog) -> ItemCatalog:
+        """Returns a catalogue of the log's items for logs that come without one; no item has text."""
+        ids = sorted(pc.unique(log.table["item_id"]).to_pylist())
+        return cls.from_titles(dict.fromkeys(ids))
+
+    def write(self, path: str | Path) -> None:
+        """Writes the catalogue as Parquet, whole or not at all."""
+        with atomic_path(path) as part:
+            pa_parquet.write_table(self.table, part)
+
+    def __len__(self) -> int:
+        return len(self.item_ids)
+
+    def __contains__(self, item: object) -> bool:
+        return item in self._titles
+
+    def title(self, item: ItemId) -> str:
+        """Returns an item's title.
+
+        Raises:
+            UnknownItemError: If the item is not in the catalogue; the message has the nearest id.
+        """
+        if item not in self._titles:
+            raise UnknownItemError(
+                f"Item {item!r} is not in the catalogue of {len(self):,} items.{nearest(item, self._titles)}"
+            )
+        return self._titles[item]
+
+    def texts(self) -> list[str]:
+        """Returns each item's title followed by its categories and brand, in catalogue order."""
+        texts = [self._titles[item] for item in self.item_ids]
+        for name in ("categories", "brand"):
+            if name in self.table.column_names:
+                for row, value in enumerate(self.table[name].to_pylist()):
+                    words: Iterable[str] = value if isinstance(value, list) else [value] if value else []
+                    texts[row] = " ".join([texts[row], *map(str, words)])
+        return texts
+
+    def restrict_to_log(self, log: InteractionLog) -> ItemCatalog:
+        """Returns the catalogue of exactly the items of the log, in catalogue order.
+
+        Raises:
+            DataError: If the log names items that the catalogue does not have.
+        """
+        used = set(pc.unique(log.table["item_id"]).to_pylist())
+        unknown = sorted(used - self._titles.keys())
+        if unknown:
+            raise DataError(
+                f"The log names {len(unknown):,} items that the catalogue lacks, first: "
+                f"{', '.join(unknown[:5])}. Add them to the catalogue (a title may be empty)."
+            )
+        keep = [row for row, item in enumerate(self.item_ids) if item in used]
+        return ItemCatalog(self.table.take(keep))

@@ -1,0 +1,45 @@
+"""``genrec check``: what a recipe comes to, before anything is trained."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from genrec.data_prep import leave_one_out, load_dataset
+from genrec.indexing import build_index
+from genrec.models.vocabulary import add_identifier_tokens
+from genrec.recipe import dump_recipe, load_recipe
+from genrec.tasks import Renderer, build_dataset
+
+
+def check(source: str, overrides: Sequence[str]) -> None:
+    """Prints the resolved recipe and three rendered rows, learned tokens marked.
+
+    Everything is done in memory; no weight is read and no run directory written.
+    """
+    from genrec.models.backbone import load_tokenizer
+
+    recipe = load_recipe(source, overrides)
+    print(dump_recipe(recipe))
+    data = recipe.data
+    log, items = load_dataset(data.source, data.items, data.columns, data.on_bad_rows)
+    log = log.k_core(data.user_core, data.item_core)
+    items, split = items.restrict_to_log(log), leave_one_out(log)
+    index = build_index(recipe.index.method, items, split.train, recipe.index)
+    tokenizer = load_tokenizer(recipe.model.backbone)
+    add_identifier_tokens(tokenizer, index.tokens)
+    renderer = Renderer(tokenizer, index, recipe.tasks.form, recipe.tasks.max_history)
+    rows = build_dataset(split, items, index, recipe.tasks)["train"]
+    on, off = ("\033[32m", "\033[0m") if sys.stdout.isatty() else ("[", "]")
+    print(f"{len(rows):,} training rows; three of them, learned tokens {on}marked{off}:\n")
+    for number in (0, len(rows) // 2, len(rows) - 1):
+        row = rows[number]
+        ids, labels = renderer.row_ids(row["prompt"], row["completion"])
+        learned = sum(label != -100 for label in labels)
+        print(f"{row['task']} {row['key']}: {len(ids)} tokens, {learned} learned")
+        tokens = tokenizer.convert_ids_to_tokens(ids)
+        text = (
+            f"{on}{token}{off}" if label != -100 else token
+            for token, label in zip(tokens[:60], labels[:60], strict=True)
+        )
+        print("  " + " ".join(text) + (f" ... ({len(ids) - 60} more)" if len(ids) > 60 else "") + "\n")

@@ -1,0 +1,1 @@
+"""What every layer may use: errors, whole-or-nothing files, hashes, progress, packaged downloads."""

@@ -1,0 +1,74 @@
+"""The errors of genrec: each says what was given, what is allowed and what to do."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Iterable
+from types import ModuleType
+
+
+class GenrecError(Exception):
+    """Base of every error that genrec raises on purpose; the command line prints it without a traceback."""
+
+
+class DataError(GenrecError):
+    """Raised for a log or catalogue that cannot be used as it is."""
+
+
+class RecipeError(GenrecError):
+    """Raised for a recipe with an unknown key or a value that is not allowed."""
+
+
+class RunError(GenrecError):
+    """Raised for a run directory that is missing, incomplete, cut or changed behind genrec's back."""
+
+
+class ModelError(GenrecError):
+    """Raised for a backbone that cannot be read or does not fit what is asked of it."""
+
+
+class IndexingError(GenrecError):
+    """Raised when identifiers cannot be given to the items as asked, or an index is broken."""
+
+
+class UnknownItemError(GenrecError):
+    """Raised when a history names an item that the index does not have."""
+
+
+class MissingExtraError(GenrecError, ImportError):
+    """Raised when a feature needs a package of an optional extra that is not installed."""
+
+
+def nearest(name: str, allowed: Iterable[str]) -> str:
+    """Returns ``" Did you mean 'x'?"`` for the closest allowed name, or ``""`` when none is close."""
+    close = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.5)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def lookup(table: dict, name: str, what: str) -> object:
+    """Returns ``table[name]``.
+
+    Raises:
+        RecipeError: If ``name`` is not in the table; the message lists the names and the nearest one.
+    """
+    if name not in table:
+        raise RecipeError(
+            f"Unknown {what} {name!r}. Available: {', '.join(sorted(table))}.{nearest(name, table)}"
+        )
+    return table[name]
+
+
+def require(module: str, extra: str) -> ModuleType:
+    """Returns the imported module.
+
+    Raises:
+        MissingExtraError: If its package is not installed; the message names the extra to install.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise MissingExtraError(
+            f"This needs the package {module.split('.')[0]!r}, which is not installed ({error}). "
+            f"Install it with: pip install 'genrec[{extra}]'"
+        ) from error

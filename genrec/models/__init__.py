@@ -1,0 +1,1 @@
+"""Backbones, vocabulary extension, adapters, and the sequence recommender that is baseline and teacher."""

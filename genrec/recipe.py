@@ -1,0 +1,188 @@
+"""The recipe: one typed tree that says everything of a run; its descriptions are help and documentation."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterator, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from genrec.core.errors import RecipeError, nearest
+from genrec.evaluation.protocol import EvaluateSettings
+from genrec.indexing.settings import IndexSettings
+from genrec.tasks.build import TaskSettings
+from genrec.training.settings import ModelSettings, TrainSettings
+
+
+class DataSettings(BaseModel):
+    """Which log and catalogue are used."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    source: str = Field(
+        "movielens-100k",
+        description="A public set by name (movielens-100k), a log file (.csv, .tsv, .jsonl, .parquet), or a "
+        "folder with interactions.* and items.*.",
+    )
+    items: str | None = Field(None, description="Catalogue file beside a log file: item_id, title, ...")
+    columns: dict[str, str] = Field(
+        default_factory=dict,
+        description="Names of the log's columns where they are not user_id, item_id and timestamp.",
+    )
+    user_core: int = Field(5, ge=1, description="Fewest interactions of a user that is kept.")
+    item_core: int = Field(
+        5, ge=1, description="Fewest interactions of an item that is kept; filtered in turns until both hold."
+    )
+    on_bad_rows: Literal["error", "quarantine"] = Field(
+        "error", description="error stops at bad rows; quarantine writes them to quarantine.jsonl, counted."
+    )
+
+
+class IndexRecipe(IndexSettings):
+    """How items are named."""
+
+    method: str = Field(
+        "rq_kmeans", description="Indexing method: independent, random, rq_kmeans, sequential."
+    )
+
+
+class Recipe(BaseModel):
+    """A whole run: prepare, index, train, baselines, evaluate."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field("my-run", min_length=1, description="Name of the run, used in its card.")
+    run_dir: str = Field("runs/my-run", description="Folder of everything the run writes.")
+    seed: int = Field(0, ge=0, description="Seed of every stage that does not give its own.")
+    data: DataSettings = Field(default_factory=DataSettings, description="Log and catalogue.")
+    index: IndexRecipe = Field(default_factory=IndexRecipe, description="Item identifiers.")
+    tasks: TaskSettings = Field(default_factory=TaskSettings, description="Instruction data.")
+    model: ModelSettings = Field(default_factory=ModelSettings, description="The language model.")
+    train: TrainSettings = Field(default_factory=TrainSettings, description="Fine-tuning.")
+    evaluate: EvaluateSettings = Field(default_factory=EvaluateSettings, description="Measurement.")
+
+
+_SEEDED = ("index", "tasks", "train")
+
+
+def shipped_recipes() -> list[str]:
+    """Returns the names of the recipes that come with genrec."""
+    return sorted(
+        path.name.removesuffix(".yaml")
+        for path in files("genrec.recipes").iterdir()
+        if path.name.endswith(".yaml")
+    )
+
+
+def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Returns the recipe of a YAML file, of a shipped name, or of a run directory.
+
+    Args:
+        source: Path of a ``.yaml`` file, name of a shipped recipe, or folder of a run.
+        overrides: ``key.path=value`` pairs, values in YAML.
+
+    Raises:
+        RecipeError: If the source does not exist or is not YAML, a key is unknown (the message names the
+            nearest valid one) or a value is not allowed.
+    """
+    path = Path(source)
+    if path.is_dir():
+        path = path / "recipe.yaml"
+    if not path.is_file():
+        shipped = files("genrec.recipes").joinpath(f"{source}.yaml")
+        if not shipped.is_file():
+            known = shipped_recipes()
+            raise RecipeError(
+                f"There is no recipe {str(source)!r}: neither a file, nor a run directory, nor one of the "
+                f"shipped recipes {', '.join(known)}.{nearest(str(source), known)}"
+            )
+        text = shipped.read_text(encoding="utf-8")
+    else:
+        text = path.read_text(encoding="utf-8")
+    try:
+        tree = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{source} is not valid YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise RecipeError(f"{source} must be a mapping of keys to values, got {type(tree).__name__}.")
+    for override in overrides:
+        _override(tree, override)
+    return _validate(tree, str(source))
+
+
+def parse_recipe(tree: dict[str, Any]) -> Recipe:
+    """Returns the recipe of a plain dictionary; errors as ``load_recipe``."""
+    return _validate(tree, "the recipe")
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """Returns a recipe as YAML with every key, so that nothing is left to a default."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def recipe_keys(model: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[tuple[str, str, str]]:
+    """Yields ``(dotted key, default, description)`` of every key of a recipe."""
+    for name, field in model.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from recipe_keys(kind, f"{prefix}{name}.")
+        else:
+            default = field.get_default(call_default_factory=True)
+            shown = yaml.safe_dump(list(default) if isinstance(default, tuple) else default, default_flow_style=True)
+            yield (
+                prefix + name,
+                shown.removesuffix("...\n").strip(),
+                f"{field.description} {_allowed(kind)}".strip(),
+            )
+
+
+def _allowed(kind: Any) -> str:
+    if get_origin(kind) in (Union, types.UnionType):
+        return " ".join(filter(None, map(_allowed, get_args(kind))))
+    return f"[{' | '.join(map(str, get_args(kind)))}]" if get_origin(kind) is Literal else ""
+
+
+def _override(tree: dict[str, Any], override: str) -> None:
+    key, separator, value = override.partition("=")
+    if not separator or not key:
+        raise RecipeError(f"An override is written key.path=value, got {override!r}.")
+    *parents, last = key.split(".")
+    node = tree
+    for parent in parents:
+        node = node.setdefault(parent, {})
+        if not isinstance(node, dict):
+            raise RecipeError(f"Unknown key {key!r}: {parent!r} is a value, not a group of keys.")
+    try:
+        node[last] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"The value of {override!r} is not valid YAML: {error}") from error
+
+
+def _validate(tree: dict[str, Any], source: str) -> Recipe:
+    seed = tree.get("seed", 0)
+    for section in _SEEDED:
+        if isinstance(tree.setdefault(section, {}), dict):
+            tree[section].setdefault("seed", seed)
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as error:
+        keys = [key for key, _, _ in recipe_keys()]
+        groups = sorted({key.split(".")[0] for key in keys if "." in key})
+        lines = []
+        for problem in error.errors():
+            where = ".".join(map(str, problem["loc"]))
+            if problem["type"] == "extra_forbidden":
+                parent = where.rpartition(".")[0]
+                siblings = [key for key in keys if key.rpartition(".")[0] == parent]
+                # A key in the wrong group is found by its last part.
+                last = where.rpartition(".")[2]
+                elsewhere = [key for key in keys if key.rpartition(".")[2] == last]
+                hint = f" Did you mean {elsewhere[0]!r}?" if elsewhere else nearest(where, siblings + groups)
+                lines.append(f"Unknown key {where!r}.{hint or nearest(where, keys)}")
+            else:
+                lines.append(f"{where}: {problem['msg']}, got {problem['input']!r}.")
+        raise RecipeError(f"{source} is not valid:\n  " + "\n  ".join(lines)) from None

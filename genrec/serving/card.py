@@ -1,0 +1,93 @@
+"""The model card that writes itself from what a run recorded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from genrec.core.files import atomic_path
+from genrec.evaluation.report import metric_names, protocol_line, rows
+
+if TYPE_CHECKING:
+    from genrec.recipe import Recipe
+
+
+def write_card(run_dir: Path, recipe: Recipe, report: dict[str, Any]) -> None:
+    """Writes ``README.md`` into a run: model, data, index, training, metrics with baselines, how to load."""
+    training, data, index = report["training"], report["data"], report["index"]
+    names = metric_names(report["metrics"])
+    results = [{"type": name, "value": round(report["metrics"][name], 4), "name": name} for name in names]
+    front = {
+        "library_name": "genrec",
+        "pipeline_tag": "text-generation",
+        "tags": ["recommender-system", "generative-retrieval", "sequential-recommendation"],
+        "model-index": [
+            {
+                "name": recipe.name,
+                "results": [
+                    {
+                        "task": {"type": "recommendation", "name": "Next-item recommendation"},
+                        "dataset": {"type": data["source"], "name": data["source"]},
+                        "metrics": results,
+                    }
+                ],
+            }
+        ],
+    }
+    if "/" in training["backbone"] and not Path(training["backbone"]).exists():
+        front["base_model"] = training["backbone"]
+    lines = ["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+    lines += [
+        f"| {name} | " + " | ".join(f"{metrics[m]:.4f}" for m in names) + " |" for name, metrics in rows(report)
+    ]
+    kept, protocol = data["kept"], report["protocol"]
+    text = f"""---
+{yaml.safe_dump(front, sort_keys=False).strip()}
+---
+
+# {recipe.name}
+
+A language model that recommends by writing item identifiers; constrained decoding lets it write only
+items that exist. Made by genrec {report["versions"]["genrec"]}.
+
+## Results
+
+{chr(10).join(lines)}
+
+{protocol_line(report)}
+
+## How to use it
+
+```python
+from genrec import Recommender
+
+recommender = Recommender.from_pretrained("PATH_OR_HUB_ID")
+recommender.recommend([["ITEM_ID", "ITEM_ID"]], k=10)
+```
+
+## What it is made of
+
+- Backbone: {training["backbone"]}, {training["layers"]} layers kept; {training["num_trainable"]:,} of
+  {training["num_weights"]:,} weights trained ({recipe.train.adapter}); {report["model_mb"]} MB saved. The backbone
+  itself is not in these files, and its licence applies.
+- Data: {data["source"]}, {kept["interactions"]:,} interactions of {kept["users"]:,} users and {kept["items"]:,}
+  items, SHA-256 of the prepared log {data["log_sha256"][:16]}. Ties in time: {data["tie_rule"]}
+  ({data["num_ties"]:,} neighbouring pairs). The data's own terms apply to titles in these files.
+- Index: {index["method"]}, {index["num_tokens"]:,} tokens, codes of at most {index["max_length"]} tokens, collision
+  rate {index["collision_rate"]:.4f}, hash {index["hash"][:16]}.
+- Training: {training["num_steps"]:,} steps in {training["train_s"]:.0f} s on {training["processes"]} process(es),
+  {training["num_targets"]:,} targets an epoch, seed {report["seed"]}.
+- Lists: {report["metrics"]["valid_item_rate"]:.4f} of the listed items exist,
+  {report["metrics"]["distinct_item_rate"]:.4f} are distinct; decoding with {protocol["beams"]} beams.
+- Versions: {", ".join(f"{name} {version}" for name, version in report["versions"].items())}.
+
+## Limits
+
+Measured on one public log by leave-one-out, whose training part may be later than a user's test item. One
+seed. Popular items are recommended more often than rare ones. Items added after training are unknown to it.
+The whole recipe is in recipe.yaml.
+"""
+    with atomic_path(run_dir / "README.md") as part:
+        part.write_text(text, encoding="utf-8")

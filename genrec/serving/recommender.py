@@ -1,0 +1,196 @@
+"""The one object for use: histories in, real items with titles and scores out."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import pyarrow.parquet as pa_parquet
+
+from genrec.core.errors import DataError, RunError, nearest, require
+from genrec.core.files import megabytes
+from genrec.core.progress import say
+from genrec.data_prep import ItemCatalog, ItemId, UserId
+from genrec.indexing import Code
+from genrec.training.finetune import HISTORIES, INDEX, ITEMS, MODEL, SERVING_FILE, load_trained
+
+if TYPE_CHECKING:
+    from genrec.decoding.beam import ConstrainedDecoder
+
+# What another machine needs to recommend. User histories are not among it: they are nobody else's.
+_SHARED = (MODEL, INDEX, ITEMS, SERVING_FILE, "README.md", "recipe.yaml", "metrics.json")
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """One recommended item.
+
+    Attributes:
+        item_id: The item.
+        title: Its title.
+        score: Log-probability of its code; higher is better, at most 0.
+        code: The tokens that the model wrote.
+    """
+
+    item_id: ItemId
+    title: str
+    score: float
+    code: Code
+
+
+class Recommender:
+    """A tuned model with its index and catalogue.
+
+    Attributes:
+        items: The catalogue.
+        run_dir: The folder it was loaded from.
+    """
+
+    def __init__(self, decoder: ConstrainedDecoder, items: ItemCatalog, run_dir: Path) -> None:
+        self._decoder, self.items, self.run_dir = decoder, items, run_dir
+
+    @classmethod
+    def from_pretrained(
+        cls, path_or_hub_id: str | Path, dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    ) -> Recommender:
+        """Returns the recommender of a finished run, or of a Hub repository that one was pushed to.
+
+        Raises:
+            RunError: If it is neither, or its files do not belong together.
+            ModelError: If the backbone cannot be loaded.
+        """
+        run = Path(path_or_hub_id)
+        if not run.is_dir():
+            run = _download(str(path_or_hub_id))
+        model, renderer, _, items = load_trained(run, dtype)
+        from genrec.decoding.beam import ConstrainedDecoder
+
+        return cls(ConstrainedDecoder(model, renderer), items, run)
+
+    def recommend(
+        self,
+        histories: Sequence[Sequence[ItemId]] | None = None,
+        *,
+        user_ids: Sequence[UserId] | None = None,
+        k: int = 10,
+        exclude_history: bool = True,
+        exclude: Collection[ItemId] = (),
+        beams: int | None = None,
+    ) -> list[list[Recommendation]]:
+        """Returns, for each history or user, the k best items: real, distinct, best first.
+
+        Fewer than k come only where fewer are allowed. An empty history gets what the model expects first.
+
+        Args:
+            histories: Items each user took, oldest first.
+            user_ids: Users of the run instead, with the history that evaluation gave them (everything
+                but the held-out last item).
+            k: Items wanted.
+            exclude_history: Whether items of the history are left out.
+            exclude: Items that nobody shall get.
+            beams: Beam width, default ``max(k, 20)``.
+
+        Raises:
+            UnknownItemError: If an item is not in the index.
+            DataError: If k is below 1, both or neither of histories and user_ids are given, or a user is
+                unknown.
+        """
+        if k < 1:
+            raise DataError(f"k must be 1 or more, got {k}.")
+        if (histories is None) == (user_ids is None):
+            raise DataError("Give either histories or user_ids.")
+        if histories is None:
+            assert user_ids is not None
+            histories = [self.history(user) for user in user_ids]
+        for history in histories:
+            if isinstance(history, str):
+                raise DataError(f"A history is a list of item ids, got the text {history!r}. Write [[...]].")
+        left_out = [set(exclude) | (set(history) if exclude_history else set()) for history in histories]
+        rankings = self._decoder.rank_all(histories, min(k, len(self.items)), left_out, beams)
+        index = self._decoder.index
+        return [
+            [Recommendation(item, self.items.title(item), score, index.code(item)) for item, score in ranking]
+            for ranking in rankings
+        ]
+
+    def history(self, user_id: UserId, include_held_out: bool = False) -> list[ItemId]:
+        """Returns a user's items, oldest first, as evaluation saw them.
+
+        Args:
+            user_id: A user of the run.
+            include_held_out: Whether the held-out last item is appended.
+
+        Raises:
+            RunError: If the run carries no histories (a run from the Hub).
+            DataError: If the user is unknown, or too short to be evaluated.
+        """
+        path = self.run_dir / HISTORIES
+        if not path.exists():
+            raise RunError(f"{self.run_dir} carries no user histories; give the history itself.")
+        table = pa_parquet.read_table(path, filters=[("user_id", "=", str(user_id))])
+        if table.num_rows == 0:
+            users = pa_parquet.read_table(path, columns=["user_id"])["user_id"].to_pylist()
+            raise DataError(
+                f"User {user_id!r} is not among the {len(users):,} evaluated users of this run."
+                f"{nearest(str(user_id), users)} Give a history instead."
+            )
+        row = table.to_pylist()[0]
+        return row["history"] + ([row["target"]] if include_held_out else [])
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Writes what another machine needs to recommend, and says how many MB it is.
+
+        That is the adapter with its identifier rows, tokenizer, index, catalogue, card, recipe and metrics;
+        the frozen backbone is named, not written, and user histories stay here.
+
+        Raises:
+            RunError: If the disk refuses.
+        """
+        folder = Path(folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for name in _SHARED:
+                source = self.run_dir / name
+                if source.is_dir():
+                    shutil.copytree(source, folder / name, dirs_exist_ok=True)
+                elif source.exists():
+                    shutil.copyfile(source, folder / name)
+        except OSError as error:
+            raise RunError(f"Could not write {folder}: {error}") from error
+        say(f"  saved {folder} ({megabytes(folder):.1f} MB)")
+        return folder
+
+    def push_to_hub(self, repo_id: str, private: bool = True, dry_run: bool = False) -> list[str]:
+        """Uploads what ``save_pretrained`` writes to the Hub and returns the names of the files.
+
+        The catalogue goes along: see that its terms allow it.
+
+        Args:
+            repo_id: ``org/name``.
+            private: Whether a new repository is private.
+            dry_run: Only say what would go up.
+        """
+        hub = require("huggingface_hub", "train")
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            names = sorted(p.relative_to(folder).as_posix() for p in Path(folder).rglob("*") if p.is_file())
+            if not dry_run:
+                api = hub.HfApi()
+                api.create_repo(repo_id, private=private, exist_ok=True)
+                api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="genrec run")
+        return names
+
+
+def _download(repo_id: str) -> Path:
+    hub = require("huggingface_hub", "train")
+    try:
+        return Path(hub.snapshot_download(repo_id))
+    except Exception as error:  # the client raises many kinds, offline, missing and forbidden among them
+        raise RunError(
+            f"{repo_id!r} is neither a folder nor a Hub repository that can be read "
+            f"({type(error).__name__}). Give the folder of a finished run, or org/name."
+        ) from error

@@ -1,0 +1,253 @@
+"""From instruction data to a tuned model in a run directory."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pa_parquet
+
+from genrec.core.errors import RecipeError, RunError, require
+from genrec.core.files import atomic_path, read_json, write_json
+from genrec.core.progress import is_main_process, say
+from genrec.data_prep import ItemCatalog, Split
+from genrec.indexing import ItemIndex
+from genrec.tasks import Renderer, TaskSettings
+from genrec.training.settings import ModelSettings, TrainSettings
+
+if TYPE_CHECKING:
+    from datasets import DatasetDict
+
+MODEL, INDEX, CHECKPOINTS = "model", "index", "checkpoints"
+ITEMS, HISTORIES = "items.parquet", "histories.parquet"
+SERVING_FILE, TRAINING_FILE = "serving.json", "training.json"
+
+
+def finetune(
+    backbone: str,
+    data: DatasetDict,
+    index: ItemIndex,
+    items: ItemCatalog,
+    split: Split,
+    run_dir: str | Path,
+    *,
+    tasks: TaskSettings | None = None,
+    model: ModelSettings | None = None,
+    settings: TrainSettings | None = None,
+) -> Path:
+    """Returns the run directory with the tuned model, its index and its catalogue.
+
+    A run cut at any moment goes on from its last complete checkpoint when called again with the same
+    arguments. Runs under ``accelerate launch`` as it is.
+
+    Args:
+        backbone: A Hub name, folder, GGUF file or packaged name (``genrec.models.backbone``).
+        data: From ``build_dataset``.
+        index: The items' codes.
+        items: The catalogue, for the start values of identifier rows.
+        split: Its training histories, for the same.
+        run_dir: Folder to write.
+        tasks: The settings that ``data`` was built with; they decide how histories are written.
+        model: Layers, type and start of rows; its ``backbone`` is ignored in favour of the argument.
+        settings: Training settings.
+
+    Raises:
+        ModelError: If the backbone cannot be read.
+        RecipeError: If the batch cannot be divided over processes and accumulation.
+        RunError: If the disk refuses, or the loss becomes NaN.
+    """
+    require("peft", "train")
+    transformers = require("transformers", "train")
+    from genrec.models.backbone import load_backbone
+    from genrec.models.recommender_model import RecommenderModel
+    from genrec.models.vocabulary import initial_rows
+    from genrec.training.trainer import (
+        ItemTrainer,
+        MarkComplete,
+        TokenRows,
+        collate,
+        last_checkpoint,
+    )
+
+    tasks, model, settings = tasks or TaskSettings(), model or ModelSettings(), settings or TrainSettings()
+    run = Path(run_dir)
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    share, rest = divmod(settings.batch_size, processes * settings.accumulation)
+    if rest or not share:
+        raise RecipeError(
+            f"train.batch_size={settings.batch_size} cannot be divided over {processes} processes times "
+            f"{settings.accumulation} accumulated batches. Make it a multiple of their product."
+        )
+    transformers.set_seed(settings.seed)
+    lm, tokenizer = load_backbone(backbone, model.layers, model.dtype)
+    longest = getattr(lm.config, "max_position_embeddings", None)
+    start = initial_rows(lm, tokenizer, index, items, split.train, model.rows_start, settings.seed)
+    recommender = RecommenderModel.create(
+        lm,
+        tokenizer,
+        index,
+        start,
+        name=backbone,
+        layers=model.layers,
+        adapter=settings.adapter,
+        lora_r=settings.lora_r,
+        lora_alpha=settings.lora_alpha,
+        lora_dropout=settings.lora_dropout,
+    )
+    renderer = Renderer(tokenizer, index, tasks.form, tasks.max_history)
+    rows = TokenRows(data["train"], renderer)
+    if longest and int(rows.lengths.max()) > longest:
+        raise RecipeError(
+            f"The longest row has {int(rows.lengths.max()):,} tokens; {backbone} reads at most {longest:,}. "
+            "Lower tasks.max_history."
+        )
+    all_weights = sum(p.numel() for p in recommender.parameters())
+    say(
+        f"  {recommender.num_trainable:,} of {all_weights:,} weights are trained; {len(rows):,} rows, "
+        f"{rows.num_targets:,} targets an epoch"
+    )
+
+    own = {id(row) for row in recommender.row_parameters()}
+    body = [p for p in recommender.parameters() if p.requires_grad and id(p) not in own]
+    import torch
+
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": body, "lr": settings.learning_rate, "weight_decay": settings.weight_decay},
+            {"params": recommender.row_parameters(), "lr": settings.rows_learning_rate, "weight_decay": 0.0},
+        ]
+    )
+    arguments = transformers.TrainingArguments(
+        output_dir=str(run / CHECKPOINTS),
+        num_train_epochs=settings.epochs,
+        per_device_train_batch_size=share,
+        gradient_accumulation_steps=settings.accumulation,
+        lr_scheduler_type="linear",
+        warmup_steps=settings.warmup_steps,
+        max_grad_norm=settings.max_grad_norm,
+        logging_steps=10,
+        save_strategy="steps" if settings.checkpoint_steps else "no",
+        save_steps=settings.checkpoint_steps or 500,
+        save_total_limit=2,
+        report_to=settings.report_to,
+        remove_unused_columns=False,
+        seed=settings.seed,
+        disable_tqdm=True,
+        # Adapters get no gradient in layers that a batch does not reach only if something is wrong.
+        ddp_find_unused_parameters=False,
+    )
+    trainer = ItemTrainer(
+        step_rows=settings.batch_size,
+        model=recommender,
+        args=arguments,
+        train_dataset=rows,
+        data_collator=collate,
+        optimizers=(optimizer, None),
+        callbacks=[MarkComplete(), _progress_callback(transformers, rows.num_targets)],
+    )
+    trainer.remove_callback(transformers.PrinterCallback)
+    if trainer.args.world_size != processes:
+        raise RunError(
+            f"{processes} processes were asked for, but training would use {trainer.args.world_size}. "
+            "Check the accelerate configuration."
+        )
+    resume = last_checkpoint(run / CHECKPOINTS)
+    if resume:
+        say(f"  going on from {Path(resume).name}")
+    began = time.perf_counter()
+    trainer.train(resume_from_checkpoint=resume)
+    losses = [(entry["step"], entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
+    if any(loss != loss for _, loss in losses):
+        raise RunError("The loss became NaN. Lower train.learning_rate and train.rows_learning_rate.")
+    if is_main_process():
+        items.write(run / ITEMS)
+        index.save(run / INDEX)
+        recommender.save(run / MODEL)
+        held_out = split.test
+        columns = {"user_id": held_out.user_ids, "history": held_out.histories, "target": held_out.targets}
+        with atomic_path(run / HISTORIES) as part:
+            pa_parquet.write_table(pa.table(columns), part)
+        write_json(run / SERVING_FILE, {"form": tasks.form, "max_history": tasks.max_history})
+        write_json(
+            run / TRAINING_FILE,
+            {
+                "backbone": backbone,
+                "layers": lm.config.num_hidden_layers,
+                "num_trainable": recommender.num_trainable,
+                "num_weights": all_weights,
+                "num_rows": len(rows),
+                "num_targets": rows.num_targets,
+                "num_steps": trainer.state.global_step,
+                "train_s": round(time.perf_counter() - began, 1),
+                "processes": processes,
+                "resumed_from": Path(resume).name if resume else None,
+                "losses": losses,
+            },
+        )
+        shutil.rmtree(run / CHECKPOINTS, ignore_errors=True)
+    trainer.accelerator.wait_for_everyone()
+    return run
+
+
+def load_trained(run_dir: str | Path, dtype: Any = "auto") -> tuple[Any, Renderer, ItemIndex, ItemCatalog]:
+    """Returns model, renderer, index and catalogue of a run that ``finetune`` wrote.
+
+    Raises:
+        RunError: If the folder is not a finished run, or its parts do not belong together.
+    """
+    run = Path(run_dir)
+    if not (run / MODEL).is_dir():
+        raise RunError(
+            f"{run} has no trained model. Allowed: the folder of a finished run (genrec run RECIPE makes "
+            "one), or the Hub name of one."
+        )
+    require("peft", "train")
+    from genrec.models.recommender_model import RecommenderModel
+
+    index = ItemIndex.load(run / INDEX)
+    model = RecommenderModel.load(run / MODEL, index, dtype)
+    serving = read_json(run / SERVING_FILE)
+    renderer = Renderer(model.tokenizer, index, serving["form"], serving["max_history"])
+    return model, renderer, index, ItemCatalog.read(run / ITEMS)
+
+
+def _progress_callback(transformers: Any, num_targets: int) -> Any:
+    """Returns a callback that shows steps, loss, learned targets a second and the time left."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    class Show(transformers.TrainerCallback):  # type: ignore[name-defined, misc]
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+            self.first, self.began, self.bar = state.global_step, time.perf_counter(), None
+            if is_main_process() and (console := Console(stderr=True)).is_terminal:
+                columns = [TextColumn("  training"), BarColumn(), TextColumn("{task.fields[note]}")]
+                self.bar = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console)
+                self.task = self.bar.add_task("", total=state.max_steps, completed=self.first, note="")
+                self.bar.start()
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+            if self.bar:
+                self.bar.update(self.task, completed=state.global_step)
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:  # noqa: ARG002
+            if not logs or "loss" not in logs:
+                return
+            spent = time.perf_counter() - self.began
+            done = state.global_step - self.first
+            rate = num_targets * state.num_train_epochs / state.max_steps * done / spent
+            note = f"loss {logs['loss']:.3f}, {rate:,.0f} targets/s"
+            if self.bar:
+                self.bar.update(self.task, note=note)
+            elif state.global_step % max(10, state.max_steps // 10 // 10 * 10) == 0:
+                left = spent / done * (state.max_steps - state.global_step)
+                say(f"  step {state.global_step}/{state.max_steps}: {note}, {left:.0f} s left")
+
+        def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+            if self.bar:
+                self.bar.stop()
+
+    return Show()

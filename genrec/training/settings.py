@@ -1,0 +1,59 @@
+"""Settings of backbone and training, described once: this text is help and documentation."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class ModelSettings(BaseModel):
+    """Which language model is tuned, and how its new tokens start."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    backbone: str = Field(
+        "smollm2-135m-instruct",
+        description="A Hub name (org/model), a folder, a .gguf file, or a packaged model "
+        "(smollm2-135m-instruct).",
+    )
+    layers: int | None = Field(
+        None, ge=1, description="Keep only so many of the first transformer layers; null keeps all."
+    )
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto",
+        description="Type of the frozen weights; auto is bfloat16 where the machine has it in hardware.",
+    )
+    rows_start: Literal["mean", "text", "text+collaborative"] = Field(
+        "text+collaborative",
+        description="Start of the identifier rows: mean of the old rows; mean of the title's token rows; or "
+        "that plus a projection of co-occurrence vectors from training histories.",
+    )
+
+
+class TrainSettings(BaseModel):
+    """How the model is tuned."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    adapter: Literal["lora", "full"] = Field("lora", description="What is trained beside the new rows.")
+    lora_r: int = Field(16, ge=1, description="Rank of LoRA, on every linear layer of the body.")
+    lora_alpha: int = Field(32, ge=1, description="LoRA's scale is lora_alpha / lora_r.")
+    lora_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on LoRA's input.")
+    epochs: float = Field(1.0, gt=0, description="Passes over the training rows.")
+    batch_size: int = Field(
+        16, ge=1, description="Rows in one optimizer step, over all processes and accumulated batches."
+    )
+    accumulation: int = Field(1, ge=1, description="Batches whose gradients are added up for one step.")
+    learning_rate: float = Field(1e-3, gt=0, description="Peak rate of the adapter (or of all weights).")
+    rows_learning_rate: float = Field(5e-3, gt=0, description="Peak rate of the identifier rows.")
+    warmup_steps: int = Field(10, ge=0, description="Steps of rising rate; then it falls linearly to 0.")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay on the adapter.")
+    max_grad_norm: float = Field(1.0, gt=0, description="Gradients are scaled down to this norm.")
+    checkpoint_steps: int = Field(
+        100, ge=0, description="Steps between checkpoints to resume from; 0 writes none."
+    )
+    report_to: Literal["none", "tensorboard", "wandb", "mlflow"] = Field(
+        "none", description="Tracker to log to, as transformers knows it."
+    )
+    seed: int = Field(0, ge=0, description="Seed of adapter start, order of rows and dropout.")

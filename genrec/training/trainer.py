@@ -1,0 +1,134 @@
+"""The transformers Trainer, with batches of near lengths and checkpoints of trained weights only.
+
+TRL's SFTTrainer was weighed and left: it makes logits of the whole vocabulary at every position to log
+entropy and accuracy, which is most of a small model's cost; the rows are in its prompt-completion form,
+so that it can be used on them.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, Sampler
+from transformers import Trainer, TrainerCallback
+
+from genrec.core.errors import DataError
+from genrec.core.progress import say
+from genrec.models.recommender_model import RecommenderModel
+from genrec.tasks import Renderer
+
+COMPLETE = "COMPLETE"
+
+
+class TokenRows(Dataset):
+    """Rows as ``input_ids`` and ``labels``, rendered once."""
+
+    def __init__(self, rows: Any, renderer: Renderer) -> None:
+        pairs = zip(rows["prompt"], rows["completion"], strict=True)
+        self.rows = [renderer.row_ids(prompt, completion) for prompt, completion in pairs]
+        if not self.rows:
+            raise DataError("There is no training row: every user has fewer interactions than a row needs.")
+        self.lengths = np.array([len(ids) for ids, _ in self.rows])
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, row: int) -> dict[str, list[int]]:
+        ids, labels = self.rows[row]
+        return {"input_ids": ids, "labels": labels}
+
+    @property
+    def num_targets(self) -> int:
+        """Number of labels in all rows."""
+        return sum(label != -100 for _, labels in self.rows for label in labels)
+
+
+def collate(rows: Sequence[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
+    """Returns ``input_ids``, ``attention_mask`` and ``labels``, ``(batch, longest)``, padded on the right."""
+    length = max(len(row["input_ids"]) for row in rows)
+    ids = torch.zeros(len(rows), length, dtype=torch.long)
+    labels = torch.full_like(ids, -100)
+    mask = torch.zeros_like(ids)
+    for i, row in enumerate(rows):
+        n = len(row["input_ids"])
+        ids[i, :n] = torch.tensor(row["input_ids"])
+        labels[i, :n] = torch.tensor(row["labels"])
+        mask[i, :n] = 1
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+class LengthGroupedSampler(Sampler[int]):
+    """Row numbers such that each stretch of ``batch_size`` has near lengths, batches in random order.
+
+    The order depends on seed, epoch and the batch size of the whole step only, so one process and several
+    see the same steps. The last batch is filled up with rows of the longest kind, drawn a second time.
+    """
+
+    def __init__(self, lengths: np.ndarray, batch_size: int, seed: int) -> None:
+        self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Sets the epoch, of which the order is a function."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return -(-len(self.lengths) // self.batch_size) * self.batch_size
+
+    def __iter__(self) -> Iterator[int]:
+        rng = np.random.default_rng([self.seed, self.epoch])
+        rows = rng.permutation(len(self.lengths))
+        rows = rows[np.argsort(self.lengths[rows], kind="stable")]
+        missing = len(self) - len(rows)
+        rows = np.concatenate([rows, np.resize(rows[::-1], missing)])
+        batches = rng.permutation(rows.reshape(-1, self.batch_size))
+        return iter(batches.ravel().tolist())
+
+
+class ItemTrainer(Trainer):
+    """A Trainer whose checkpoints hold what is trained, and whose order ignores the number of processes."""
+
+    def __init__(self, *, step_rows: int, **arguments: Any) -> None:
+        self._step_rows = step_rows
+        super().__init__(**arguments)
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler:
+        rows = train_dataset if train_dataset is not None else self.train_dataset
+        assert isinstance(rows, TokenRows)
+        return LengthGroupedSampler(rows.lengths, self._step_rows, self.args.seed)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:  # noqa: ARG002
+        self._model.save(output_dir or str(self.args.output_dir))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:  # noqa: ARG002
+        self._model.load_weights(resume_from_checkpoint)
+
+    @property
+    def _model(self) -> RecommenderModel:
+        return self.accelerator.unwrap_model(self.model)
+
+
+class MarkComplete(TrainerCallback):
+    """Marks a checkpoint once all its files are written, so that a cut one is never resumed from."""
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+        """Writes the mark."""
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if args.should_save and folder.is_dir():
+            (folder / COMPLETE).touch()
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """Returns the newest complete checkpoint below a folder, or None; cut ones are removed, and said so."""
+    complete: list[tuple[int, Path]] = []
+    for path in folder.glob("checkpoint-*"):
+        if (path / COMPLETE).exists():
+            complete.append((int(path.name.split("-")[1]), path))
+        else:
+            say(f"  {path.name} was cut while it was written; it is removed")
+            shutil.rmtree(path)
+    return str(max(complete)[1]) if complete else None

@@ -1,0 +1,1 @@
+"""Recipes that ship with genrec, one YAML a (method, data set, size)."""

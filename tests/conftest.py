@@ -1,0 +1,102 @@
+"""Shared fixtures: a planted log whose right answer is known, and a tiny random language model."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from genrec.data_prep import InteractionLog, ItemCatalog
+
+NUM_PLANTED = 24
+
+
+def planted_next(item: int) -> int:
+    """The item that always follows: 7 i + 3 modulo 24, a permutation that is not its own inverse."""
+    return (7 * item + 3) % NUM_PLANTED
+
+
+def planted_log(num_users: int = 60, length: int = 9, seed: int = 0) -> InteractionLog:
+    """Users who start anywhere and follow the planted rule; every item is as popular as any other."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for user in range(num_users):
+        item = int(rng.integers(NUM_PLANTED))
+        for time in range(length):
+            rows.append((f"u{user}", f"i{item}", float(time)))
+            item = planted_next(item)
+    return InteractionLog.from_rows(rows)
+
+
+def planted_catalog() -> ItemCatalog:
+    words = ["red", "blue", "green", "old", "new", "small", "large", "quiet"]
+    things = ["lamp", "chair", "radio"]
+    return ItemCatalog.from_titles(
+        {f"i{n}": f"{words[n % 8]} {things[n // 8]}" for n in range(NUM_PLANTED)}
+    )
+
+
+@pytest.fixture(scope="session")
+def log() -> InteractionLog:
+    return planted_log()
+
+
+@pytest.fixture(scope="session")
+def items() -> ItemCatalog:
+    return planted_catalog()
+
+
+@pytest.fixture(scope="session")
+def tiny_backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder with a random two-layer Llama and a byte-level tokenizer, saved as any model is."""
+    return make_tiny_backbone(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def untied_backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The same with an output layer of its own."""
+    return make_tiny_backbone(tmp_path_factory.mktemp("untied"), tie_word_embeddings=False)
+
+
+def make_tiny_backbone(folder: Path, **changes: object) -> str:
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320,
+        special_tokens=["<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(planted_catalog().texts() * 20, trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        **{
+            "vocab_size": len(fast),
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 512,
+            "tie_word_embeddings": True,
+            "bos_token_id": fast.bos_token_id,
+            "eos_token_id": fast.eos_token_id,
+            **changes,
+        }
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    fast.save_pretrained(folder)
+    return str(folder)
