@@ -10,37 +10,10 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 from pathlib import Path
 
-import numpy as np
 import pytest
+from planted import planted_catalog, planted_log
 
 from genrec.data_prep import InteractionLog, ItemCatalog
-
-NUM_PLANTED = 24
-
-
-def planted_next(item: int) -> int:
-    """The item that always follows: 7 i + 3 modulo 24, a permutation that is not its own inverse."""
-    return (7 * item + 3) % NUM_PLANTED
-
-
-def planted_log(num_users: int = 60, length: int = 9, seed: int = 0) -> InteractionLog:
-    """Users who start anywhere and follow the planted rule; every item is as popular as any other."""
-    rng = np.random.default_rng(seed)
-    rows = []
-    for user in range(num_users):
-        item = int(rng.integers(NUM_PLANTED))
-        for time in range(length):
-            rows.append((f"u{user}", f"i{item}", float(time)))
-            item = planted_next(item)
-    return InteractionLog.from_rows(rows)
-
-
-def planted_catalog() -> ItemCatalog:
-    words = ["red", "blue", "green", "old", "new", "small", "large", "quiet"]
-    things = ["lamp", "chair", "radio"]
-    return ItemCatalog.from_titles(
-        {f"i{n}": f"{words[n % 8]} {things[n // 8]}" for n in range(NUM_PLANTED)}
-    )
 
 
 @pytest.fixture(scope="session")

@@ -109,7 +109,7 @@ class ConstrainedDecoder:
             every_score = torch.cat([grown, ended], -1).flatten(1)
             every_node = torch.cat([children, nodes[..., None]], -1).flatten(1)
             every_token = torch.cat([tokens, torch.zeros_like(nodes)[..., None]], -1).flatten(1)
-            scores, order = every_score.sort(1, descending=True, stable=True)
+            scores, order = torch.sort(every_score, dim=1, descending=True, stable=True)
             scores, order = scores[:, :width], order[:, :width]
             parents = order // (grown.shape[-1] + 1)
             nodes = every_node.gather(1, order)

@@ -137,6 +137,7 @@ def finetune(
         remove_unused_columns=False,
         seed=settings.seed,
         disable_tqdm=True,
+        dataloader_pin_memory=torch.cuda.is_available(),
         # Adapters get no gradient in layers that a batch does not reach only if something is wrong.
         ddp_find_unused_parameters=False,
     )

@@ -1,0 +1,56 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from genrec.core.errors import DataError
+from genrec.data_prep import load_dataset
+
+DATA = Path(os.environ.get("GENREC_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
+
+
+def test_a_folder_with_log_and_catalogue(tmp_path, log, items):
+    log.write(tmp_path / "interactions.parquet")
+    items.write(tmp_path / "items.parquet")
+    read_log, read_items = load_dataset(str(tmp_path))
+    assert read_log.table.equals(log.table)
+    assert read_items.item_ids == items.item_ids
+
+
+def test_a_log_file_alone_brings_an_untitled_catalogue(tmp_path):
+    (tmp_path / "log.csv").write_text("user_id,item_id,timestamp\nu,x,1\n")
+    _, items = load_dataset(str(tmp_path / "log.csv"))
+    assert items.title("x") == "Item x"
+
+
+def test_an_unknown_source_names_the_nearest_set():
+    with pytest.raises(DataError, match="Did you mean 'movielens-100k'"):
+        load_dataset("movielens100k")
+
+
+def test_a_folder_without_a_log_is_refused(tmp_path):
+    with pytest.raises(DataError, match=r"no interactions\.parquet"):
+        load_dataset(str(tmp_path))
+
+
+@pytest.mark.data
+@pytest.mark.skipif(not DATA.is_dir(), reason=f"the development data sets are not at {DATA}")
+@pytest.mark.parametrize(
+    ("name", "users", "items", "interactions"),
+    [("beauty", 22_363, 12_101, 198_502), ("ml-100k", 943, 1_682, 100_000), ("games", 50_546, 16_859, 452_989)],
+)
+def test_real_sets_have_their_published_sizes(name, users, items, interactions):
+    columns = {"timestamp": "order"} if name == "games" else None
+    log, catalog = load_dataset(str(DATA / name), columns=columns)
+    assert (log.num_users, len(catalog), len(log)) == (users, items, interactions)
+    core = log.k_core(5, 5) if name == "beauty" else log
+    assert len(core) == interactions
+
+
+@pytest.mark.data
+@pytest.mark.skipif(not DATA.is_dir(), reason=f"the development data sets are not at {DATA}")
+def test_ties_keep_beautys_own_order():
+    log, _ = load_dataset(str(DATA / "beauty"))
+    users, order = log.table["user_id"].to_pylist(), log.table["order"].to_pylist()
+    assert all(b == a + 1 for u, v, a, b in zip(users, users[1:], order, order[1:], strict=False) if u == v)
+    assert log.num_ties > 0.3 * len(log)

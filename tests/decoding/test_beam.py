@@ -1,0 +1,112 @@
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from genrec.core.errors import UnknownItemError
+from genrec.decoding.beam import ConstrainedDecoder
+from genrec.indexing import ItemIndex
+from genrec.models.backbone import load_backbone
+from genrec.models.recommender_model import RecommenderModel
+from genrec.tasks import Renderer
+
+UNEQUAL = {
+    "a": ("<a_0>",),
+    "b": ("<a_1>", "<b_0>"),
+    "c": ("<a_1>", "<b_1>"),
+    "d": ("<a_2>", "<b_0>", "<c_0>"),
+    "e": ("<a_2>", "<b_0>", "<c_1>"),
+    "f": ("<a_2>", "<b_2>", "<c_1>"),
+    "g": ("<a_3>", "<b_1>"),
+}
+EQUAL = {f"i{n}": (f"<a_{n % 5}>", f"<b_{n // 5}>") for n in range(13)}
+FLAT = {f"i{n}": (f"<a_{n}>",) for n in range(9)}
+
+
+def decoder_for(backbone, codes, form="packed"):
+    index = ItemIndex("mine", codes)
+    lm, tokenizer = load_backbone(backbone)
+    rows = torch.randn(len(index.tokens), 32, generator=torch.Generator().manual_seed(2)) * 0.5
+    model = RecommenderModel.create(lm, tokenizer, index, rows, name=backbone, layers=None)
+    return ConstrainedDecoder(model.eval(), Renderer(tokenizer, index, form, 20))
+
+
+@pytest.fixture(scope="module", params=["unequal", "equal", "flat", "prompt"])
+def decoder(request, tiny_backbone):
+    codes = {"unequal": UNEQUAL, "equal": EQUAL, "flat": FLAT, "prompt": EQUAL}[request.param]
+    return decoder_for(tiny_backbone, codes, "prompt" if request.param == "prompt" else "packed")
+
+
+@torch.no_grad()
+def brute_force(decoder, history):
+    """Every item's score, each by a forward pass of its own over prompt and code."""
+    scores = {}
+    for item, code in decoder.index.codes.items():
+        prompt = decoder.renderer.prompt_ids(history)
+        total = 0.0
+        for level, token in enumerate(code):
+            ids = torch.tensor([prompt])
+            hidden = decoder.model.hidden(ids, use_cache=False).last_hidden_state[0, -1]
+            column = decoder.index.tokens.index(token)
+            total += float(decoder.model.level_log_probs(hidden, level)[column])
+            prompt = [*prompt, decoder.model.first_id + column]
+        scores[item] = total
+    return scores
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_with_wide_beams_it_is_exhaustive_scoring(decoder, data):
+    ids = decoder.item_ids
+    histories = data.draw(st.lists(st.lists(st.sampled_from(ids), max_size=6), min_size=1, max_size=4))
+    exclude = [data.draw(st.sets(st.sampled_from(ids))) for _ in histories]
+    k = data.draw(st.integers(1, len(ids) + 2))
+    found = decoder.rank(histories, k, exclude, beams=50)
+    for history, out, ranking in zip(histories, exclude, found, strict=True):
+        expected = {item: s for item, s in brute_force(decoder, history).items() if item not in out}
+        best = sorted(expected.values(), reverse=True)[:k]
+        assert [s for _, s in ranking] == pytest.approx(best, abs=1e-4)
+        assert all(s == pytest.approx(expected[item], abs=1e-4) for item, s in ranking)
+        assert len({item for item, _ in ranking}) == min(k, len(expected))
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_narrow_beams_still_give_k_allowed_items(decoder, data):
+    ids = decoder.item_ids
+    out = data.draw(st.sets(st.sampled_from(ids)))
+    k = data.draw(st.integers(1, len(ids)))
+    # rank widens to 20 by itself; k beams are the narrowest it may be asked for.
+    (ranking,) = decoder.rank([ids[:2]], k, [out], beams=k)
+    names = [item for item, _ in ranking]
+    assert len(set(names)) == len(names) == min(k, len(ids) - len(out))
+    assert not set(names) & out
+    assert [s for _, s in ranking] == sorted((s for _, s in ranking), reverse=True)
+
+
+def test_a_user_gets_the_same_alone_and_in_a_batch(decoder):
+    ids = decoder.item_ids
+    histories = [ids[:1], ids[1:6], [], ids[2:4] * 3]
+    together = decoder.rank(histories, 5)
+    in_batches = decoder.rank_all(histories, 5, batch_size=2)
+    for history, one, two in zip(histories, together, in_batches, strict=True):
+        (alone,) = decoder.rank([history], 5)
+        assert [i for i, _ in alone] == [i for i, _ in one] == [i for i, _ in two]
+        assert [s for _, s in alone] == pytest.approx([s for _, s in one], abs=1e-4)
+
+
+def test_equal_scores_go_by_token(tiny_backbone):
+    decoder = decoder_for(tiny_backbone, FLAT)
+    with torch.no_grad():
+        for row in decoder.model.row_parameters():
+            row.zero_()
+    (ranking,) = decoder.rank([["i3"]], 9)
+    assert [item for item, _ in ranking] == decoder.item_ids
+
+
+def test_unknown_items_and_no_histories(decoder):
+    assert decoder.rank([], 3) == []
+    with pytest.raises(UnknownItemError):
+        decoder.rank([["nope"]], 3)
+    with pytest.raises(UnknownItemError):
+        decoder.rank([decoder.item_ids[:1]], 3, [["nope"]])

@@ -1,0 +1,173 @@
+import json
+import math
+import shutil
+import subprocess
+import sys
+
+import pyarrow.parquet as pq
+import pytest
+
+from genrec.cli import main
+from genrec.core.errors import DataError, RunError, UnknownItemError
+from genrec.pipeline import Pipeline
+from genrec.recipe import parse_recipe
+from genrec.serving import Recommender
+
+
+@pytest.fixture(scope="module")
+def run(tiny_backbone, log, items, tmp_path_factory):
+    """A whole run of the pipeline on the planted log."""
+    folder = tmp_path_factory.mktemp("run")
+    (folder / "data").mkdir()
+    log.write(folder / "data" / "interactions.parquet")
+    items.write(folder / "data" / "items.parquet")
+    recipe = parse_recipe(
+        {
+            "name": "planted",
+            "run_dir": str(folder / "run"),
+            "data": {"source": str(folder / "data"), "item_core": 1},
+            "index": {"method": "rq_kmeans", "levels": 2, "codebook_size": 6},
+            "model": {"backbone": tiny_backbone},
+            "train": {"epochs": 14, "learning_rate": 5e-3, "rows_learning_rate": 1e-2},
+            "evaluate": {"exclude_history": False, "ks": [1, 5], "baselines": ["popularity"]},
+        }
+    )
+    return Pipeline(recipe).run_until("evaluate")
+
+
+@pytest.fixture(scope="module")
+def recommender(run):
+    return Recommender.from_pretrained(run)
+
+
+def test_a_run_directory_carries_everything(run):
+    names = {p.name for p in run.iterdir()}
+    assert names >= {
+        "recipe.yaml", "manifest.json", "data", "index", "model", "items.parquet", "histories.parquet",
+        "rankings.parquet", "metrics.json", "training.json", "serving.json", "README.md",
+    }  # fmt: skip
+    assert not {".pt", ".pkl", ".bin"} & {p.suffix for p in run.rglob("*")}
+    report = json.loads((run / "metrics.json").read_text())
+    assert report["metrics"]["HR@1"] > 0.9 > report["baselines"]["popularity"]["metrics"]["HR@1"]
+    assert report["metrics"]["valid_item_rate"] == report["metrics"]["distinct_item_rate"] == 1
+    assert report["metrics"]["num_users"] == 60
+
+
+def test_recommendations_are_what_evaluation_saw(run, recommender):
+    saved = pq.read_table(run / "rankings.parquet").to_pylist()
+    found = recommender.recommend(user_ids=[row["user_id"] for row in saved], k=5, exclude_history=False)
+    for row, ranking in zip(saved, found, strict=True):
+        assert [r.item_id for r in ranking] == row["item_ids"]
+        assert [r.score for r in ranking] == pytest.approx(row["scores"], abs=1e-4)
+
+
+def test_a_fresh_process_says_the_same(run):
+    row = pq.read_table(run / "rankings.parquet").to_pylist()[7]
+    command = [sys.executable, "-m", "genrec", "recommend", str(run), "--allow-seen", "-k", "5", "--json"]
+    by_user = subprocess.run([*command, "--user", row["user_id"]], capture_output=True, text=True, check=True)
+    history = Recommender.from_pretrained(run).history(row["user_id"])
+    by_history = subprocess.run([*command, "--history", *history], capture_output=True, text=True, check=True)
+    assert by_user.stdout == by_history.stdout
+    found = json.loads(by_user.stdout)
+    assert [r["item_id"] for r in found] == row["item_ids"]
+    assert [r["score"] for r in found] == pytest.approx(row["scores"], abs=1e-4)
+
+
+def test_items_are_real_distinct_unseen_and_k_of_them(recommender):
+    history = ["i1", "i18", "i23"]
+    (found,) = recommender.recommend([history], k=10, exclude=["i0"])
+    names = [r.item_id for r in found]
+    assert len(set(names)) == 10
+    assert not set(names) & {*history, "i0"}
+    assert all(r.title == recommender.items.title(r.item_id) and r.score <= 0 for r in found)
+
+
+def test_a_catalogue_smaller_than_k_gives_all_it_has(recommender):
+    (found,) = recommender.recommend([["i3"]], k=1000)
+    assert len(found) == 23
+    assert sum(math.exp(r.score) for r in recommender.recommend([["i3"]], k=99, exclude_history=False)[0]) == (
+        pytest.approx(1, abs=0.5)
+    )
+
+
+def test_wrong_calls_say_what_is_wrong(recommender):
+    with pytest.raises(UnknownItemError, match="'i99' is not in the index"):
+        recommender.recommend([["i99"]])
+    with pytest.raises(DataError, match="k must be 1 or more"):
+        recommender.recommend([["i1"]], k=0)
+    with pytest.raises(DataError, match="either histories or user_ids"):
+        recommender.recommend()
+    with pytest.raises(DataError, match="list of item ids"):
+        recommender.recommend(["i1"])
+    with pytest.raises(DataError, match="'nobody' is not among the 60"):
+        recommender.recommend(user_ids=["nobody"])
+
+
+def test_save_pretrained_writes_what_is_needed_and_no_user(run, recommender, tmp_path, capsys):
+    recommender.save_pretrained(tmp_path / "shared")
+    assert "MB" in capsys.readouterr().err
+    again = Recommender.from_pretrained(tmp_path / "shared")
+    histories = [["i1", "i18"], ["i5"]]
+    assert again.recommend(histories) == recommender.recommend(histories)
+    names = {p.name for p in (tmp_path / "shared").rglob("*")}
+    assert not names & {"histories.parquet", "rankings.parquet", "interactions.parquet", "checkpoints"}
+    with pytest.raises(RunError, match="no user histories"):
+        again.history("u1")
+
+
+def test_push_to_hub_uploads_those_files(recommender, monkeypatch):
+    import huggingface_hub
+
+    calls = []
+
+    class Api:
+        def create_repo(self, repo_id, **options):
+            calls.append((repo_id, options))
+
+        def upload_folder(self, repo_id, folder_path, **_):
+            from pathlib import Path
+
+            calls.append(sorted(p.name for p in Path(folder_path).rglob("*") if p.is_file()))
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    names = recommender.push_to_hub("me/planted", dry_run=True)
+    assert not calls
+    assert "README.md" in names
+    assert recommender.push_to_hub("me/planted") == names
+    assert calls[0] == ("me/planted", {"private": True, "exist_ok": True})
+    assert calls[1] == sorted(name.split("/")[-1] for name in names)
+
+
+def test_the_card_is_true_and_loadable(run):
+    import yaml
+
+    text = (run / "README.md").read_text()
+    front = yaml.safe_load(text.split("---")[1])
+    report = json.loads((run / "metrics.json").read_text())
+    values = {m["name"]: m["value"] for m in front["model-index"][0]["results"][0]["metrics"]}
+    assert values == {name: round(report["metrics"][name], 4) for name in ("HR@1", "HR@5", "NDCG@5")}
+    assert "| Popularity |" in text
+    assert "Recommender.from_pretrained" in text
+
+
+def test_a_damaged_run_is_refused(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    weights = tmp_path / "run" / "model" / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(RunError, match="incomplete or broken"):
+        Recommender.from_pretrained(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "model")
+    with pytest.raises(RunError, match="no trained model"):
+        Recommender.from_pretrained(tmp_path / "run")
+    with pytest.raises(RunError, match="neither a folder nor a Hub repository"):
+        Recommender.from_pretrained(str(tmp_path / "nowhere"))
+
+
+def test_the_command_line_prints_titles_and_errors(run, capsys):
+    assert main(["recommend", str(run), "--user", "u3", "-k", "3"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("[i") == 5 + 3
+    assert main(["recommend", str(run), "--history", "i99"]) == 1
+    assert "genrec: Item 'i99' is not in the index" in capsys.readouterr().err
+    assert main(["push", str(run), "me/planted", "--dry-run"]) == 0
+    assert "model/adapter_model.safetensors" in capsys.readouterr().out

@@ -1,0 +1,218 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from genrec.core.errors import RecipeError, RunError
+from genrec.data_prep import leave_one_out
+from genrec.evaluation import ranking_metrics
+from genrec.indexing import IndexSettings, build_index
+from genrec.serving import Recommender
+from genrec.tasks import TaskSettings, build_dataset
+from genrec.training import TrainSettings, finetune
+from genrec.training.trainer import LengthGroupedSampler, last_checkpoint
+
+FAST = {"learning_rate": 5e-3, "rows_learning_rate": 1e-2, "checkpoint_steps": 0}
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=60), st.integers(1, 9), st.integers(0, 3))
+def test_the_sampler_gives_every_row_and_full_steps_of_near_lengths(lengths, batch_size, epoch):
+    lengths = np.array(lengths)
+    sampler = LengthGroupedSampler(lengths, batch_size, seed=0)
+    sampler.set_epoch(epoch)
+    rows = list(sampler)
+    assert set(rows) == set(range(len(lengths)))
+    assert len(rows) == len(sampler) == -(-len(lengths) // batch_size) * batch_size
+    assert rows == list(sampler)
+    spread = sorted((min(s), max(s)) for s in lengths[np.array(rows)].reshape(-1, batch_size))
+    if len(lengths) % batch_size == 0:
+        assert all(high <= low for (_, high), (low, _) in zip(spread, spread[1:], strict=False))
+
+
+def tuned(backbone, log, items, run_dir, method="independent", form="packed", names=("next_item",), **changes):
+    split = leave_one_out(log)
+    index = build_index(method, items, split.train, IndexSettings(levels=2, codebook_size=6))
+    tasks = TaskSettings(form=form, names=names)
+    data = build_dataset(split, items, index, tasks)
+    settings = TrainSettings(**{**FAST, **changes})
+    return finetune(backbone, data, index, items, split, run_dir, tasks=tasks, settings=settings)
+
+
+def hit_rate(run, log):
+    split = leave_one_out(log)
+    found = Recommender.from_pretrained(run).recommend(split.test.histories, k=5, exclude_history=False)
+    return ranking_metrics([[r.item_id for r in x] for x in found], split.test.targets, (1, 5))["HR@1"]
+
+
+@pytest.mark.parametrize(
+    ("method", "form", "names", "epochs"),
+    [
+        ("independent", "packed", ("next_item",), 8),
+        ("rq_kmeans", "packed", ("next_item",), 14),
+        ("sequential", "prompt", ("next_item", "text_to_item", "item_to_text"), 6),
+    ],
+)
+def test_it_learns_the_planted_rule(method, form, names, epochs, tiny_backbone, log, items, tmp_path):
+    run = tuned(tiny_backbone, log, items, tmp_path / "run", method, form, names, epochs=epochs)
+    assert hit_rate(run, log) > 0.9
+    about = json.loads((run / "training.json").read_text())
+    assert about["losses"][-1][1] < about["losses"][0][1]
+    assert not (run / "checkpoints").exists()
+
+
+def test_full_tuning_learns_it_too(tiny_backbone, log, items, tmp_path):
+    run = tuned(tiny_backbone, log, items, tmp_path / "run", adapter="full", epochs=8)
+    assert hit_rate(run, log) > 0.9
+
+
+def trained_bytes(run):
+    return {p.name: p.read_bytes() for p in sorted((run / "model").glob("*.safetensors"))}
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_does_not(tiny_backbone, log, items, tmp_path):
+    one, two, other = (
+        trained_bytes(tuned(tiny_backbone, log, items, tmp_path / name, epochs=1, seed=seed))
+        for name, seed in (("one", 0), ("two", 0), ("other", 1))
+    )
+    assert one == two != other
+
+
+RECIPE = """
+name: cut
+run_dir: {run}
+data: {{source: {data}, item_core: 1}}
+index: {{method: independent}}
+model: {{backbone: {backbone}}}
+train: {{epochs: {epochs}, checkpoint_steps: 5, lora_dropout: 0.1}}
+evaluate: {{ks: [1, 5], baselines: [popularity]}}
+"""
+
+
+def write_recipe(tmp_path, backbone, log, items, run, epochs):
+    data = tmp_path / "data"
+    if not data.exists():
+        data.mkdir()
+        log.write(data / "interactions.parquet")
+        items.write(data / "items.parquet")
+    path = tmp_path / f"{run}.yaml"
+    path.write_text(RECIPE.format(run=tmp_path / run, data=data, backbone=backbone, epochs=epochs))
+    return path
+
+
+def genrec(*arguments, **options):
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "genrec", *map(str, arguments)]
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options
+    )
+
+
+def test_a_killed_run_goes_on_and_ends_with_the_weights_of_an_uncut_one(tiny_backbone, log, items, tmp_path):
+    whole = write_recipe(tmp_path, tiny_backbone, log, items, "whole", 6)
+    cut = write_recipe(tmp_path, tiny_backbone, log, items, "cut", 6)
+    process = genrec("train", whole)
+    out, _ = process.communicate()
+    assert process.returncode == 0, out
+    process = genrec("train", cut)
+    checkpoints = tmp_path / "cut" / "checkpoints"
+    while process.poll() is None and not list(checkpoints.glob("checkpoint-1[05]/COMPLETE")):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (tmp_path / "cut" / "model").exists(), "the run ended before it was killed"
+    process = genrec("train", cut)
+    out, _ = process.communicate()
+    assert process.returncode == 0, out
+    assert "going on from checkpoint-" in out
+    assert "prepare: done already" in out
+    assert trained_bytes(tmp_path / "cut") == trained_bytes(tmp_path / "whole")
+
+
+def test_a_cut_checkpoint_is_never_resumed_from(tmp_path):
+    for step, complete in ((5, True), (10, True), (15, False)):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        if complete:
+            (folder / "COMPLETE").touch()
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
+    assert not (tmp_path / "checkpoint-15").exists()
+
+
+CONFIG = Path(__file__).parents[2] / "recipes" / "accelerate" / "cpu_2.yaml"
+
+
+def test_two_processes_train_and_rank_as_one_with_twice_the_batch(tiny_backbone, log, items, tmp_path):
+    """The recipe gives the rows of a step; on two processes each takes half of them."""
+    one = write_recipe(tmp_path, tiny_backbone, log, items, "one", 2)
+    two = write_recipe(tmp_path, tiny_backbone, log, items, "two", 2)
+    process = genrec("run", one, "train.lora_dropout=0")
+    out, _ = process.communicate()
+    assert process.returncode == 0, out
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIG)]
+    command += ["--main_process_port", "29617", "-m", "genrec", "run", str(two), "train.lora_dropout=0"]
+    done = subprocess.run(
+        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr
+    reports = [json.loads((tmp_path / run / "metrics.json").read_text()) for run in ("one", "two")]
+    assert [r["training"]["processes"] for r in reports] == [1, 2]
+    assert reports[0]["training"]["num_steps"] == reports[1]["training"]["num_steps"]
+    assert reports[0]["metrics"] == reports[1]["metrics"]
+    import pyarrow.parquet as pq
+    from safetensors.torch import load_file
+
+    tables = [pq.read_table(tmp_path / run / "rankings.parquet") for run in ("one", "two")]
+    assert tables[0]["item_ids"].to_pylist() == tables[1]["item_ids"].to_pylist()
+    assert np.allclose(*(np.array(t["scores"].to_pylist()) for t in tables), atol=1e-4)
+    for name in ("adapter_model.safetensors", "identifier_rows.safetensors"):
+        a, b = (load_file(tmp_path / run / "model" / name) for run in ("one", "two"))
+        assert all(np.allclose(a[key], b[key], atol=1e-4) for key in a)
+
+
+def test_a_batch_that_cannot_be_divided_is_refused(tiny_backbone, log, items, tmp_path):
+    with pytest.raises(RecipeError, match="batch_size=5 cannot be divided over 1 processes times 2"):
+        tuned(tiny_backbone, log, items, tmp_path / "run", batch_size=5, accumulation=2)
+
+
+def test_rows_longer_than_the_context_are_refused(tiny_backbone, items, tmp_path):
+    from genrec.data_prep import InteractionLog
+
+    rows = [("u", f"i{t % 24}", t) for t in range(700)]
+    split = leave_one_out(InteractionLog.from_rows(rows))
+    index = build_index("independent", items, split.train)
+    tasks = TaskSettings(max_history=600)
+    data = build_dataset(split, items, index, tasks)
+    with pytest.raises(RecipeError, match="reads at most 512"):
+        finetune(tiny_backbone, data, index, items, split, tmp_path / "run", tasks=tasks)
+
+
+def test_a_full_disk_while_saving_is_a_clear_error(tiny_backbone, log, items, tmp_path, monkeypatch):
+    import errno
+
+    import genrec.models.recommender_model as module
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(module, "save_file", full)
+    with pytest.raises(RunError, match=r"No space left on device.*Nothing half-written"):
+        tuned(tiny_backbone, log, items, tmp_path / "run", epochs=0.1)
+    assert not (tmp_path / "run" / "model").exists()
+
+
+def test_accumulated_batches_are_one_large_batch(tiny_backbone, log, items, tmp_path):
+    from safetensors.torch import load_file
+
+    one = tuned(tiny_backbone, log, items, tmp_path / "one", epochs=1, batch_size=16)
+    two = tuned(tiny_backbone, log, items, tmp_path / "two", epochs=1, batch_size=16, accumulation=4)
+    for name in ("adapter_model.safetensors", "identifier_rows.safetensors"):
+        a, b = (load_file(run / "model" / name) for run in (one, two))
+        assert all(np.allclose(a[key], b[key], atol=2e-4) for key in a)
