@@ -29,12 +29,10 @@ class ItemCatalog:
 
     def __init__(self, table: pa.Table) -> None:
         ids = table["item_id"].to_pylist()
-        titles = [
-            title.strip() if isinstance(title, str) else None
-            for title in (table["title"].to_pylist() if "title" in table.column_names else [None] * len(ids))
-        ]
-        self.num_untitled = sum(not title for title in titles)
-        titles = [title or f"Item {item}" for item, title in zip(ids, titles, strict=True)]
+        given = table["title"].to_pylist() if "title" in table.column_names else [None] * len(ids)
+        stripped = [title.strip() if isinstance(title, str) else "" for title in given]
+        self.num_untitled = sum(not title for title in stripped)
+        titles = [title or f"Item {item}" for item, title in zip(ids, stripped, strict=True)]
         column = pa.array(titles, pa.string())
         if "title" in table.column_names:
             table = table.set_column(table.column_names.index("title"), "title", column)

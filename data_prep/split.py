@@ -74,6 +74,6 @@ def leave_one_out(log: InteractionLog) -> Split:
     return Split(
         train=train,
         valid=HeldOut(users, before, valid),
-        test=HeldOut(users, [h + [v] for h, v in zip(before, valid, strict=True)], test),
+        test=HeldOut(users, [[*h, v] for h, v in zip(before, valid, strict=True)], test),
         num_short=len(train) - len(users),
     )

@@ -59,7 +59,11 @@ class Pipeline:
         steps: dict[str, tuple[Callable[[], None], list[str], str | None]] = {
             "prepare": (self._prepare, [LOG, CATALOG, REPORT], None),
             "index": (self._index, [PREPARED_INDEX], None),
-            "train": (self._train, [MODEL, INDEX, ITEMS, HISTORIES, SERVING_FILE, TRAINING_FILE], CHECKPOINTS),
+            "train": (
+                self._train,
+                [MODEL, INDEX, ITEMS, HISTORIES, SERVING_FILE, TRAINING_FILE],
+                CHECKPOINTS,
+            ),
             "baselines": (self._baselines, [BASELINE_RANKINGS], None),
             "evaluate": (self._evaluate, [RANKINGS, METRICS, CARD], None),
         }
@@ -199,7 +203,9 @@ class Pipeline:
             scores, about = BASELINES[name](self.split, held_out, ids)
             ranked = top_items(scores, ids, max(settings.ks), exclude)
             metrics = evaluate_rankings(ranked, held_out, ids, settings.ks)
-            write_json(self.run.path / BASELINE_RANKINGS / f"{name}.json", {"metrics": metrics, "about": about})
+            write_json(
+                self.run.path / BASELINE_RANKINGS / f"{name}.json", {"metrics": metrics, "about": about}
+            )
         (self.run.path / BASELINE_RANKINGS).mkdir(exist_ok=True)
 
     def _evaluate(self) -> None:

@@ -132,7 +132,9 @@ def recipe_keys(model: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[t
             yield from recipe_keys(kind, f"{prefix}{name}.")
         else:
             default = field.get_default(call_default_factory=True)
-            shown = yaml.safe_dump(list(default) if isinstance(default, tuple) else default, default_flow_style=True)
+            shown = yaml.safe_dump(
+                list(default) if isinstance(default, tuple) else default, default_flow_style=True
+            )
             yield (
                 prefix + name,
                 shown.removesuffix("...\n").strip(),

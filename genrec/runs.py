@@ -42,13 +42,19 @@ class RunDir:
         record = self.stages.get(name)
         if record is None or record["inputs"] != hash_value(inputs):
             return False
-        changed = [out for out, found in self._hashes(list(record["outputs"])).items() if found != record["outputs"][out]]
+        changed = [
+            out
+            for out, found in self._hashes(list(record["outputs"])).items()
+            if found != record["outputs"][out]
+        ]
         if changed:
             say(f"- {name}: {', '.join(changed)} changed since it was written; the stage is done again")
         return not changed
 
     @contextlib.contextmanager
-    def stage(self, name: str, inputs: Any, outputs: list[str], resumable: str | None = None) -> Iterator[None]:
+    def stage(
+        self, name: str, inputs: Any, outputs: list[str], resumable: str | None = None
+    ) -> Iterator[None]:
         """Runs a stage in the block and records it when the block ends without an error.
 
         Only the main process touches the folder.

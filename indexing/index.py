@@ -111,9 +111,7 @@ class ItemIndex:
         )
         with atomic_path(folder / "index.parquet") as part:
             pa_parquet.write_table(table, part)
-        write_json(
-            folder / "index.json", {"method": self.method, "hash": self.hash, "report": self.report}
-        )
+        write_json(folder / "index.json", {"method": self.method, "hash": self.hash, "report": self.report})
 
     @classmethod
     def load(cls, folder: str | Path) -> ItemIndex:

@@ -42,7 +42,9 @@ def rq_kmeans(
     )
 
 
-def quantize(vectors: np.ndarray, levels: int, codebook_size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def quantize(
+    vectors: np.ndarray, levels: int, codebook_size: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Returns residual k-means codes and the distances at the last level.
 
     Args:

@@ -52,7 +52,9 @@ def text_vectors(items: ItemCatalog, size: int, seed: int) -> np.ndarray:
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     try:
-        weights = TfidfVectorizer(token_pattern=r"(?u)\b\w+\b", sublinear_tf=True).fit_transform(items.texts())
+        weights = TfidfVectorizer(token_pattern=r"(?u)\b\w+\b", sublinear_tf=True).fit_transform(
+            items.texts()
+        )
     except ValueError:  # no word in any text
         return np.zeros((len(items), size))
     return _svd(weights, size, seed)

@@ -11,9 +11,10 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 from pathlib import Path
 
 import pytest
-from planted import planted_catalog, planted_log
 
 from genrec.data_prep import InteractionLog, ItemCatalog
+
+from planted import planted_catalog, planted_log
 
 
 @pytest.fixture(scope="session")

@@ -29,6 +29,4 @@ def planted_log(num_users: int = 60, length: int = 9, seed: int = 0) -> Interact
 def planted_catalog() -> ItemCatalog:
     words = ["red", "blue", "green", "old", "new", "small", "large", "quiet"]
     things = ["lamp", "chair", "radio"]
-    return ItemCatalog.from_titles(
-        {f"i{n}": f"{words[n % 8]} {things[n // 8]}" for n in range(NUM_PLANTED)}
-    )
+    return ItemCatalog.from_titles({f"i{n}": f"{words[n % 8]} {things[n // 8]}" for n in range(NUM_PLANTED)})

@@ -87,7 +87,10 @@ def test_checkpoints_of_other_inputs_are_not_resumed_from(tmp_path):
 
 
 def test_a_stage_without_its_output_is_an_error(tmp_path):
-    with pytest.raises(RunError, match=r"ended without writing out\.txt"), RunDir(tmp_path).stage("one", 1, ["out.txt"]):
+    with (
+        pytest.raises(RunError, match=r"ended without writing out\.txt"),
+        RunDir(tmp_path).stage("one", 1, ["out.txt"]),
+    ):
         pass
 
 
@@ -97,7 +100,12 @@ def test_quarantine_is_written_beside_the_run(recipe, tmp_path, capsys, log):
     csv.write_text(
         "user_id,item_id,timestamp\n" + "".join(f"{u},{i},{t}\n" for u, i, t in rows) + "u1,,3\nu1,i1,late\n"
     )
-    arguments = ["prepare", str(recipe), f"data.source={csv}", f"data.items={tmp_path / 'data' / 'items.parquet'}"]
+    arguments = [
+        "prepare",
+        str(recipe),
+        f"data.source={csv}",
+        f"data.items={tmp_path / 'data' / 'items.parquet'}",
+    ]
     assert main(arguments) == 1
     assert "2 bad values" in capsys.readouterr().err
     assert main([*arguments, "data.on_bad_rows=quarantine"]) == 0

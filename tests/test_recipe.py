@@ -1,4 +1,5 @@
 import subprocess
+import sys
 from importlib.resources import files
 
 import pytest
@@ -36,7 +37,9 @@ def test_mistakes_are_named_with_the_nearest_valid_key(override, message):
 
 
 def test_overrides_are_yaml():
-    recipe = load_recipe("quickstart", ["evaluate.ks=[3, 7]", "model.layers=null", "train.epochs=0.5", "seed=4"])
+    recipe = load_recipe(
+        "quickstart", ["evaluate.ks=[3, 7]", "model.layers=null", "train.epochs=0.5", "seed=4"]
+    )
     assert recipe.evaluate.ks == (3, 7)
     assert recipe.model.layers is None
     assert recipe.train.epochs == 0.5
@@ -66,7 +69,9 @@ def test_an_unknown_recipe_names_the_nearest():
 
 
 def test_the_command_line_reports_without_a_traceback():
-    done = subprocess.run(["genrec", "run", "quickstart", "train.epoch=2"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "genrec", "run", "quickstart", "train.epoch=2"], capture_output=True, text=True
+    )
     assert done.returncode == 1
     assert "Did you mean 'train.epochs'" in done.stderr
     assert "Traceback" not in done.stderr

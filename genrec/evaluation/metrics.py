@@ -45,7 +45,9 @@ def ranking_metrics(
         DataError: As ``target_ranks``, or if there is no user or a cut-off is below 1.
     """
     if not targets or min(ks) < 1:
-        raise DataError(f"Metrics need at least one user and cut-offs of 1 or more, got {len(targets)}, {ks}.")
+        raise DataError(
+            f"Metrics need at least one user and cut-offs of 1 or more, got {len(targets)}, {ks}."
+        )
     ranks = target_ranks(rankings, targets)
     values: dict[str, float] = {}
     for name, gain in (("HR", lambda r: np.ones(len(r))), ("NDCG", lambda r: 1 / np.log2(r + 1.0))):

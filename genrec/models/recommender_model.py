@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -18,7 +19,7 @@ from genrec.core.errors import ModelError, RunError
 from genrec.core.files import atomic_path, read_json
 from genrec.indexing import ItemIndex
 from genrec.models.backbone import Dtype, load_backbone
-from genrec.models.vocabulary import extend_vocabulary, new_rows
+from genrec.models.vocabulary import ExtendedEmbedding, extend_vocabulary, new_rows
 
 Adapter = Literal["lora", "full"]
 
@@ -38,6 +39,8 @@ class RecommenderModel(nn.Module):
         token_level: ``(new tokens,)`` level of each identifier token.
     """
 
+    token_level: torch.Tensor
+
     def __init__(
         self,
         backbone: PreTrainedModel,
@@ -49,12 +52,15 @@ class RecommenderModel(nn.Module):
         super().__init__()
         extend_vocabulary(backbone, tokenizer, index.tokens, rows)
         self.tokenizer, self.about = tokenizer, about
-        self.first_id: int = backbone.get_input_embeddings().first_id
+        self.first_id = cast(ExtendedEmbedding, backbone.get_input_embeddings()).first_id
         self.register_buffer("token_level", torch.tensor(index.token_levels), persistent=False)
         self.peft: PeftModel | None = None
         if about["adapter"] == "lora":
             backbone.requires_grad_(False)
-            self.peft = get_peft_model(backbone, LoraConfig(**about["lora"]))
+            with warnings.catch_warnings():
+                # peft 0.21 asks transformers 5.23 for a property under its old name.
+                warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
+                self.peft = get_peft_model(backbone, LoraConfig(**about["lora"]))
         for row in new_rows(backbone).values():
             row.requires_grad_(True)
         self.backbone = backbone
@@ -110,7 +116,9 @@ class RecommenderModel(nn.Module):
         first = self.first_id
         return {
             token: first + row
-            for row, token in enumerate(self.tokenizer.convert_ids_to_tokens(range(first, len(self.tokenizer))))
+            for row, token in enumerate(
+                self.tokenizer.convert_ids_to_tokens(list(range(first, len(self.tokenizer))))
+            )
         }
 
     @property

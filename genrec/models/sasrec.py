@@ -24,11 +24,13 @@ class SASRecSettings(BaseModel):
     heads: int = Field(2, ge=1, description="Attention heads.")
     max_history: int = Field(100, ge=2, description="Most items of a history.")
     dropout: float = Field(0.3, ge=0, lt=1, description="Dropout everywhere.")
-    learning_rate: float = Field(1e-3, gt=0, description="Rate of Adam.")
+    learning_rate: float = Field(3e-3, gt=0, description="Rate of Adam.")
     batch_size: int = Field(64, ge=1, description="Histories in a step.")
     max_epochs: int = Field(150, ge=1, description="Most passes over the training histories.")
     patience: int = Field(
-        4, ge=1, description="Checks, one every five epochs, without a better NDCG@10 on validation, then stop."
+        4,
+        ge=1,
+        description="Checks, one every five epochs, without a better NDCG@10 on validation, then stop.",
     )
     seed: int = Field(0, ge=0, description="Seed of everything random.")
 
@@ -66,6 +68,31 @@ class SASRec(nn.Module):
     def scores(self, states: torch.Tensor) -> torch.Tensor:
         """Returns the scores ``(..., items)`` of all items for states ``(..., width)``."""
         return states @ self.items.weight[: self.num_items].T
+
+
+def _cut(
+    histories: Sequence[Sequence[int]], max_history: int, rng: np.random.Generator, batch_size: int
+) -> list[Sequence[int]]:
+    """Returns an epoch's rows: stretches of at most ``max_history + 1`` items.
+
+    Stretches overlap by one item, so that each item but the first is a target once; the first stretch of a
+    long history is cut at a random length, so that borders fall elsewhere in each epoch. A small log is
+    gone through several times, until an epoch has 10 steps, so that patience means something for it.
+    """
+    rows: list[Sequence[int]] = []
+    while len(rows) < 10 * batch_size:
+        before = len(rows)
+        for history in histories:
+            end, stretch = len(history), max_history + 1
+            if end > stretch:
+                stretch = int(rng.integers(2, stretch + 1))
+            while end > 1:
+                start = max(0, end - stretch)
+                rows.append(history[start:end])
+                end, stretch = (start + 1 if start else 0), max_history + 1
+        if len(rows) == before:
+            break
+    return rows
 
 
 def _pad(histories: Sequence[Sequence[int]], fill: int) -> torch.Tensor:
@@ -113,17 +140,7 @@ def train_sasrec(
     began, epoch, best_epoch = time.perf_counter(), 0, 0
     for epoch in range(1, s.max_epochs + 1):
         model.train()
-        rows: list[list[int]] = []
-        for history in train:
-            # Stretches overlap by one item, so that each item but the first is a target once; the first
-            # stretch is cut at a random length so that borders fall elsewhere in each epoch.
-            end, stretch = len(history), s.max_history + 1
-            if end > stretch:
-                stretch = int(rng.integers(2, stretch + 1))
-            while end > 1:
-                start = max(0, end - stretch)
-                rows.append(history[start:end])
-                end, stretch = (start + 1 if start else 0), s.max_history + 1
+        rows = _cut(train, s.max_history, rng, s.batch_size)
         rows.sort(key=len)
         starts = rng.permutation(np.arange(0, len(rows), s.batch_size))
         for first in starts.tolist():

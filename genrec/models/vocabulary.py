@@ -9,7 +9,7 @@ it whole after a resize: 245 MB where the rows have 4.)
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -76,7 +76,9 @@ def add_identifier_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[s
     from tokenizers import AddedToken
 
     if known := sorted(set(tokens) & tokenizer.get_vocab().keys()):
-        raise ModelError(f"The tokenizer has {len(known)} of the identifier tokens already, first {known[0]!r}.")
+        raise ModelError(
+            f"The tokenizer has {len(known)} of the identifier tokens already, first {known[0]!r}."
+        )
     tokenizer.add_tokens([AddedToken(token, normalized=False) for token in tokens])
 
 
@@ -96,7 +98,8 @@ def extend_vocabulary(
         ModelError: If the tokenizer knows a token already, or is larger than the model's embedding.
     """
     first_id = len(tokenizer)
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    embedding = cast(nn.Embedding, model.get_input_embeddings())
+    head = cast(nn.Linear, model.get_output_embeddings())
     if first_id > embedding.num_embeddings:
         raise ModelError(
             f"The tokenizer has {first_id:,} tokens, the model only {embedding.num_embeddings:,} rows."
@@ -112,10 +115,10 @@ def extend_vocabulary(
 
 def new_rows(model: PreTrainedModel) -> dict[str, nn.Parameter]:
     """Returns the trainable rows of an extended model: ``input``, and ``output`` where it is not tied."""
-    rows = {"input": model.get_input_embeddings().rows}
-    if model.get_output_embeddings().rows is not rows["input"]:
-        rows["output"] = model.get_output_embeddings().rows
-    return rows
+    embedding = cast(ExtendedEmbedding, model.get_input_embeddings())
+    head = cast(ExtendedHead, model.get_output_embeddings())
+    rows = {"input": embedding.rows}
+    return rows if head.rows is embedding.rows else rows | {"output": head.rows}
 
 
 def initial_rows(
@@ -135,7 +138,7 @@ def initial_rows(
     every token the mean of the old rows and a little noise, so that tokens are told apart.
     Collaborative vectors come from training interactions only. This rule is genrec's own.
     """
-    weight = model.get_input_embeddings().weight.detach().float()
+    weight = cast(nn.Embedding, model.get_input_embeddings()).weight.detach().float()
     generator = torch.Generator().manual_seed(seed)
     spread = float(weight.std())
     if how == "mean":

@@ -40,7 +40,8 @@ def write_card(run_dir: Path, recipe: Recipe, report: dict[str, Any]) -> None:
         front["base_model"] = training["backbone"]
     lines = ["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
     lines += [
-        f"| {name} | " + " | ".join(f"{metrics[m]:.4f}" for m in names) + " |" for name, metrics in rows(report)
+        f"| {name} | " + " | ".join(f"{metrics[m]:.4f}" for m in names) + " |"
+        for name, metrics in rows(report)
     ]
     kept, protocol = data["kept"], report["protocol"]
     text = f"""---

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import yaml
 
@@ -52,9 +52,8 @@ class Renderer:
             raise DataError("The tokenizer has neither a start nor an end token; genrec needs one of them.")
         self._start: int = start
         self._end: int | None = tokenizer.eos_token_id
-        self.token_ids: dict[str, int] = dict(
-            zip(index.tokens, tokenizer.convert_tokens_to_ids(index.tokens), strict=True)
-        )
+        ids = cast(list[int], tokenizer.convert_tokens_to_ids(index.tokens))
+        self.token_ids: dict[str, int] = dict(zip(index.tokens, ids, strict=True))
         self._codes = set(self.token_ids.values())
 
     def prompt_text(self, history: Sequence[ItemId]) -> str:

@@ -221,7 +221,7 @@ def _progress_callback(transformers: Any, num_targets: int) -> Any:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    class Show(transformers.TrainerCallback):  # type: ignore[name-defined, misc]
+    class Show(transformers.TrainerCallback):
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
             self.first, self.began, self.bar = state.global_step, time.perf_counter(), None
             if is_main_process() and (console := Console(stderr=True)).is_terminal:

@@ -33,7 +33,9 @@ def test_an_unknown_item_is_named_with_the_nearest():
 
 
 def test_texts_join_title_categories_and_brand():
-    table = pa.table({"item_id": ["a"], "title": ["Lamp"], "categories": [["Home", "Light"]], "brand": ["Lux"]})
+    table = pa.table(
+        {"item_id": ["a"], "title": ["Lamp"], "categories": [["Home", "Light"]], "brand": ["Lux"]}
+    )
     assert ItemCatalog.from_table(table).texts() == ["Lamp Home Light Lux"]
 
 

@@ -37,7 +37,11 @@ def test_a_folder_without_a_log_is_refused(tmp_path):
 @pytest.mark.skipif(not DATA.is_dir(), reason=f"the development data sets are not at {DATA}")
 @pytest.mark.parametrize(
     ("name", "users", "items", "interactions"),
-    [("beauty", 22_363, 12_101, 198_502), ("ml-100k", 943, 1_682, 100_000), ("games", 50_546, 16_859, 452_989)],
+    [
+        ("beauty", 22_363, 12_101, 198_502),
+        ("ml-100k", 943, 1_682, 100_000),
+        ("games", 50_546, 16_859, 452_989),
+    ],
 )
 def test_real_sets_have_their_published_sizes(name, users, items, interactions):
     columns = {"timestamp": "order"} if name == "games" else None

@@ -37,7 +37,9 @@ def test_a_log_written_is_the_log_read(tmp_path, log):
 
 def test_missing_columns_are_named_with_what_is_there(tmp_path):
     path = write(tmp_path / "a.csv", "user,item_id,timestamp\n1,x,2\n")
-    with pytest.raises(DataError, match=r"lacks the column user_id.*user, item_id, timestamp.*data\.columns\.user_id"):
+    with pytest.raises(
+        DataError, match=r"lacks the column user_id.*user, item_id, timestamp.*data\.columns\.user_id"
+    ):
         InteractionLog.read(path)
     assert InteractionLog.read(path, {"user_id": "user"}).histories() == {"1": ["x"]}
     with pytest.raises(DataError, match="no column 'usr'.*Did you mean 'user'"):
@@ -89,7 +91,9 @@ def test_bad_rows_can_be_quarantined_and_are_counted(tmp_path):
 
 def test_only_bad_rows_is_an_error(tmp_path):
     with pytest.raises(DataError, match="every row is bad"):
-        InteractionLog.read(write(tmp_path / "a.csv", "user_id,item_id,timestamp\n1,x,soon\n"), None, "quarantine")
+        InteractionLog.read(
+            write(tmp_path / "a.csv", "user_id,item_id,timestamp\n1,x,soon\n"), None, "quarantine"
+        )
 
 
 def test_ties_keep_the_order_of_the_source():
@@ -113,7 +117,9 @@ def test_core_is_the_largest_part_that_holds(rows, user, item):
             log.k_core(user, item)
         return
     core = log.k_core(user, item).table
-    found = zip(core["user_id"].to_pylist(), core["item_id"].to_pylist(), core["timestamp"].to_pylist(), strict=True)
+    found = zip(
+        core["user_id"].to_pylist(), core["item_id"].to_pylist(), core["timestamp"].to_pylist(), strict=True
+    )
     assert sorted(found) == sorted(kept)
 
 

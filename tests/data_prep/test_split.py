@@ -14,7 +14,14 @@ def test_last_is_test_and_the_one_before_validation():
 
 
 def test_users_too_short_train_only_and_are_counted():
-    rows = [("one", "a", 0), ("two", "a", 0), ("two", "b", 1), ("three", "a", 0), ("three", "b", 1), ("three", "c", 2)]
+    rows = [
+        ("one", "a", 0),
+        ("two", "a", 0),
+        ("two", "b", 1),
+        ("three", "a", 0),
+        ("three", "b", 1),
+        ("three", "c", 2),
+    ]
     split = leave_one_out(InteractionLog.from_rows(rows))
     assert split.train == {"one": ["a"], "two": ["a", "b"], "three": ["a"]}
     assert split.test.user_ids == ["three"]
@@ -33,8 +40,12 @@ def test_every_interaction_lies_in_exactly_one_part(rows):
     if max(map(len, histories.values())) < 3:
         return
     split = leave_one_out(log)
-    held = dict(zip(split.test.user_ids, zip(split.valid.targets, split.test.targets, strict=True), strict=True))
+    held = dict(
+        zip(split.test.user_ids, zip(split.valid.targets, split.test.targets, strict=True), strict=True)
+    )
     assert {user: split.train[user] + list(held.get(user, ())) for user in histories} == histories
-    for user, valid, test in zip(split.valid.user_ids, split.valid.histories, split.test.histories, strict=True):
+    for user, valid, test in zip(
+        split.valid.user_ids, split.valid.histories, split.test.histories, strict=True
+    ):
         assert valid == split.train[user]
         assert test == [*valid, held[user][0]]

@@ -21,7 +21,9 @@ def test_metrics_equal_scikit_learns(cases):
     for k in (5, 10):
         assert found[f"NDCG@{k}"] == pytest.approx(ndcg_score(truth, scores, k=k), abs=1e-9)
     for k in (1, 5, 10):
-        assert found[f"HR@{k}"] == pytest.approx(np.mean([t in r[:k] for r, t in zip(rankings, targets, strict=True)]))
+        assert found[f"HR@{k}"] == pytest.approx(
+            np.mean([t in r[:k] for r, t in zip(rankings, targets, strict=True)])
+        )
 
 
 def test_a_known_answer():

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from genrec.core.errors import RecipeError
 from genrec.data_prep import InteractionLog, ItemCatalog, leave_one_out
 from genrec.indexing import INDEXERS, IndexSettings, ItemIndex, build_index
+
 from planted import NUM_PLANTED, planted_catalog, planted_log
 
 SMALL = IndexSettings(levels=2, codebook_size=8, vector_size=8)

@@ -9,7 +9,9 @@ from genrec.indexing import ItemTrie
 @st.composite
 def prefix_free_codes(draw):
     """Distinct codes of unequal length, none the beginning of another."""
-    codes = draw(st.lists(st.lists(st.integers(0, 4), min_size=1, max_size=5).map(tuple), min_size=1, max_size=40))
+    codes = draw(
+        st.lists(st.lists(st.integers(0, 4), min_size=1, max_size=5).map(tuple), min_size=1, max_size=40)
+    )
     kept = []
     for code in codes:
         if all(code[: len(k)] != k and k[: len(code)] != code for k in kept):

@@ -85,9 +85,9 @@ def test_items_are_real_distinct_unseen_and_k_of_them(recommender):
 def test_a_catalogue_smaller_than_k_gives_all_it_has(recommender):
     (found,) = recommender.recommend([["i3"]], k=1000)
     assert len(found) == 23
-    assert sum(math.exp(r.score) for r in recommender.recommend([["i3"]], k=99, exclude_history=False)[0]) == (
-        pytest.approx(1, abs=0.5)
-    )
+    assert sum(
+        math.exp(r.score) for r in recommender.recommend([["i3"]], k=99, exclude_history=False)[0]
+    ) == (pytest.approx(1, abs=0.5))
 
 
 def test_wrong_calls_say_what_is_wrong(recommender):

@@ -11,6 +11,7 @@ from genrec.models.backbone import load_tokenizer
 from genrec.models.vocabulary import add_identifier_tokens
 from genrec.tasks import TASKS, Renderer, TaskSettings, build_dataset
 from genrec.tasks.render import templates
+
 from planted import planted_catalog, planted_log
 
 tasks = pytest.mark.parametrize("task", TASKS)

@@ -1,3 +1,4 @@
+import itertools
 import json
 import os
 import signal
@@ -34,10 +35,12 @@ def test_the_sampler_gives_every_row_and_full_steps_of_near_lengths(lengths, bat
     assert rows == list(sampler)
     spread = sorted((min(s), max(s)) for s in lengths[np.array(rows)].reshape(-1, batch_size))
     if len(lengths) % batch_size == 0:
-        assert all(high <= low for (_, high), (low, _) in zip(spread, spread[1:], strict=False))
+        assert all(high <= low for (_, high), (low, _) in itertools.pairwise(spread))
 
 
-def tuned(backbone, log, items, run_dir, method="independent", form="packed", names=("next_item",), **changes):
+def tuned(
+    backbone, log, items, run_dir, method="independent", form="packed", names=("next_item",), **changes
+):
     split = leave_one_out(log)
     index = build_index(method, items, split.train, IndexSettings(levels=2, codebook_size=6))
     tasks = TaskSettings(form=form, names=names)

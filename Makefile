@@ -1,0 +1,51 @@
+# Two commands do everything on a fresh machine: make quickstart, make test.
+# Both set up .venv from this project's own files, and cost nothing that is already done.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: quickstart test test-unit test-slow check format clean
+
+quickstart: $(VENV)/.train
+	$(BIN)/genrec run quickstart
+
+test: $(VENV)/.dev
+	$(BIN)/pytest
+
+test-unit: $(VENV)/.dev
+	$(BIN)/pytest -m "not slow and not gpu and not model"
+
+test-slow: $(VENV)/.dev
+	$(BIN)/pytest -m slow
+
+# mypy follows neither setuptools' package-dir map nor a lenient editable install; a strict one breaks
+# "python -m genrec" at the repository root. A tree of links shows it the package as it is installed.
+check: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	rm -rf build/typing && mkdir -p build/typing/genrec
+	cd build/typing/genrec && ln -s ../../../genrec/* ../../../data_prep ../../../indexing ../../../recipes .
+	cd build/typing && ../../$(BIN)/mypy --config-file ../../pyproject.toml
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build *.egg-info
+
+# torch first and pinned: a plain "torch" would bring the newest build with gigabytes of CUDA packages
+# onto machines without a GPU. Any release from 2.10 on is allowed where you install it yourself.
+$(VENV)/.torch:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "genrec needs Python 3.11 or newer, $(PYTHON) is " + sys.version)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet torch==2.13.0
+	touch $@
+
+$(VENV)/.train: $(VENV)/.torch pyproject.toml
+	$(BIN)/pip install --quiet -e '.[train]'
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.train pyproject.toml
+	$(BIN)/pip install --quiet -e '.[dev]'
+	touch $@
