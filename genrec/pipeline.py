@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pa_parquet
 
-from genrec.core.errors import DataError, RecipeError
+from genrec.core.errors import DataError, RecipeError, require
 from genrec.core.files import atomic_path, hash_file, megabytes, read_json, write_json
 from genrec.core.progress import is_main_process, say
 from genrec.data_prep import InteractionLog, ItemCatalog, Split, leave_one_out, load_dataset
@@ -36,10 +36,10 @@ from genrec.training.finetune import (
 )
 
 LOG, REPORT, BASELINE_RANKINGS = "data/interactions.parquet", "data/report.json", "baselines"
-CATALOG, PREPARED_INDEX = "data/items.parquet", "prepared_index"
+CATALOG, PREPARED_INDEX, SASREC = "data/items.parquet", "prepared_index", "sasrec"
 RANKINGS, METRICS, CARD = "rankings.parquet", "metrics.json", "README.md"
 
-STAGES = ("prepare", "index", "train", "baselines", "evaluate")
+STAGES = ("prepare", "index", "sasrec", "train", "baselines", "evaluate")
 
 
 class Pipeline:
@@ -67,13 +67,14 @@ class Pipeline:
             "baselines": (self._baselines, [BASELINE_RANKINGS], None),
             "evaluate": (self._evaluate, [RANKINGS, METRICS, CARD], None),
         }
-        for number, name in enumerate(STAGES[: STAGES.index(last) + 1], start=1):
+        wanted = [name for name in STAGES if name != "sasrec" or self._needs_sasrec]
+        for number, name in enumerate(wanted[: wanted.index(last) + 1], start=1):
             work, outputs, resumable = steps[name]
             inputs = self.inputs(name)
             if self._agree(self.run.is_done(name, inputs)):
-                say(f"[{number}/{len(STAGES)}] {name}: done already")
+                say(f"[{number}/{len(wanted)}] {name}: done already")
                 continue
-            say(f"[{number}/{len(STAGES)}] {name}")
+            say(f"[{number}/{len(wanted)}] {name}")
             with self.run.stage(name, inputs, outputs, resumable):
                 _wait()
                 work()
@@ -96,10 +97,15 @@ class Pipeline:
         if stage == "train":
             # Where checkpoints lie, how often and what is logged do not change what is trained.
             train = {k: v for k, v in r["train"].items() if k not in ("checkpoint_steps", "report_to")}
-            return {"tasks": r["tasks"], "model": r["model"], "train": train, "before": self.inputs("index")}
+            before = [self.inputs("index")]
+            before += [self.inputs("sasrec")] if r["train"]["teacher"] == "sasrec" else []
+            return {"tasks": r["tasks"], "model": r["model"], "train": train, "before": before}
+        if stage == "sasrec":
+            return {"sasrec": r["sasrec"], "before": self.inputs("prepare")}
         if stage == "baselines":
             keys = ("on", "ks", "exclude_history", "baselines")
-            return {"evaluate": {k: r["evaluate"][k] for k in keys}, "before": self.inputs("prepare")}
+            before = [self.inputs("sasrec" if "sasrec" in r["evaluate"]["baselines"] else "prepare")]
+            return {"evaluate": {k: r["evaluate"][k] for k in keys}, "before": before}
         return {
             "evaluate": r["evaluate"],
             "name": r["name"],
@@ -125,6 +131,25 @@ class Pipeline:
     def held_out(self) -> HeldOut:
         """The held-out items that the recipe evaluates on."""
         return self.split.test if self.recipe.evaluate.on == "test" else self.split.valid
+
+    @property
+    def _needs_sasrec(self) -> bool:
+        return self.recipe.train.teacher == "sasrec" or "sasrec" in self.recipe.evaluate.baselines
+
+    def _trained_sasrec(self) -> Any:
+        from genrec.models.sasrec import load_sasrec
+
+        return load_sasrec(self.run.path / SASREC, self.items.item_ids) if self._needs_sasrec else None
+
+    def _sasrec(self) -> None:
+        if not is_main_process():
+            return
+        require("torch", "train")
+        from genrec.models.sasrec import save_sasrec, train_sasrec
+
+        model, about = train_sasrec(self.split, self.items.item_ids, self.recipe.sasrec)
+        save_sasrec(model, self.items.item_ids, self.run.path / SASREC)
+        write_json(self.run.path / SASREC / "training.json", about)
 
     def _prepare(self) -> None:
         if not is_main_process():
@@ -186,6 +211,7 @@ class Pipeline:
             tasks=r.tasks,
             model=r.model,
             settings=r.train,
+            teacher=self._trained_sasrec() if r.train.teacher == "sasrec" else None,
         )
         if is_main_process():
             say(f"  saved {self.run.path / MODEL} ({megabytes(self.run.path / MODEL):.1f} MB)")
@@ -200,12 +226,11 @@ class Pipeline:
         held_out, ids = self.held_out, self.items.item_ids
         exclude = held_out.histories if settings.exclude_history else None
         for name in settings.baselines:
-            scores, about = BASELINES[name](self.split, held_out, ids)
+            trained = self._trained_sasrec() if name == "sasrec" else None
+            scores = BASELINES[name](self.split, held_out, ids, trained)
             ranked = top_items(scores, ids, max(settings.ks), exclude)
             metrics = evaluate_rankings(ranked, held_out, ids, settings.ks)
-            write_json(
-                self.run.path / BASELINE_RANKINGS / f"{name}.json", {"metrics": metrics, "about": about}
-            )
+            write_json(self.run.path / BASELINE_RANKINGS / f"{name}.json", {"metrics": metrics})
         (self.run.path / BASELINE_RANKINGS).mkdir(exist_ok=True)
 
     def _evaluate(self) -> None:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from genrec.core.errors import RecipeError, nearest
 from genrec.evaluation.protocol import EvaluateSettings
 from genrec.indexing.settings import IndexSettings
+from genrec.models.settings import SASRecSettings
 from genrec.tasks.build import TaskSettings
 from genrec.training.settings import ModelSettings, TrainSettings
 
@@ -51,7 +52,7 @@ class IndexRecipe(IndexSettings):
 
 
 class Recipe(BaseModel):
-    """A whole run: prepare, index, train, baselines, evaluate."""
+    """A whole run: prepare, index, sasrec, train, baselines, evaluate."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -63,10 +64,13 @@ class Recipe(BaseModel):
     tasks: TaskSettings = Field(default_factory=TaskSettings, description="Instruction data.")
     model: ModelSettings = Field(default_factory=ModelSettings, description="The language model.")
     train: TrainSettings = Field(default_factory=TrainSettings, description="Fine-tuning.")
+    sasrec: SASRecSettings = Field(
+        default_factory=SASRecSettings, description="SASRec, the baseline that may also teach."
+    )
     evaluate: EvaluateSettings = Field(default_factory=EvaluateSettings, description="Measurement.")
 
 
-_SEEDED = ("index", "tasks", "train")
+_SEEDED = ("index", "tasks", "train", "sasrec")
 
 
 def shipped_recipes() -> list[str]:

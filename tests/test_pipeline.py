@@ -5,6 +5,8 @@ from genrec.core.errors import RunError
 from genrec.recipe import load_recipe
 from genrec.runs import RunDir
 
+pytestmark = pytest.mark.model
+
 
 @pytest.fixture
 def recipe(tiny_backbone, log, items, tmp_path):

@@ -75,3 +75,17 @@ def test_the_command_line_reports_without_a_traceback():
     assert done.returncode == 1
     assert "Did you mean 'train.epochs'" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_rows_from_a_teacher_need_one(tiny_backbone, log, items, tmp_path):
+    from genrec.data_prep import leave_one_out
+    from genrec.indexing import build_index
+    from genrec.tasks import build_dataset
+    from genrec.training import ModelSettings, finetune
+
+    split = leave_one_out(log)
+    index = build_index("independent", items, split.train)
+    data = build_dataset(split, items, index)
+    model = ModelSettings(rows_start="text+teacher")
+    with pytest.raises(RecipeError, match=r"needs train\.teacher=sasrec"):
+        finetune(tiny_backbone, data, index, items, split, tmp_path, model=model)

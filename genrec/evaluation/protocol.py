@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -12,6 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from genrec.core.errors import require
 from genrec.data_prep import HeldOut, ItemId, Split
 from genrec.evaluation.metrics import ranking_metrics
+
+if TYPE_CHECKING:
+    from genrec.models.sasrec import SASRec
 
 
 class EvaluateSettings(BaseModel):
@@ -55,24 +58,31 @@ def top_items(
     ]
 
 
-def popularity(split: Split, held_out: HeldOut, item_ids: Sequence[ItemId]) -> tuple[np.ndarray, dict]:
+def popularity(
+    split: Split,
+    held_out: HeldOut,
+    item_ids: Sequence[ItemId],
+    trained: SASRec | None = None,  # noqa: ARG001
+) -> np.ndarray:
     """Returns each item's number of training interactions as everybody's scores ``(users, items)``."""
     counts = Counter(item for history in split.train.values() for item in history)
     row = np.array([counts[item] for item in item_ids], np.float64)
-    return np.broadcast_to(row, (len(held_out), len(item_ids))), {}
+    return np.broadcast_to(row, (len(held_out), len(item_ids)))
 
 
-def sasrec(split: Split, held_out: HeldOut, item_ids: Sequence[ItemId]) -> tuple[np.ndarray, dict]:
-    """Returns the scores ``(users, items)`` of a SASRec trained on the split, and what training took."""
+def sasrec(
+    split: Split, held_out: HeldOut, item_ids: Sequence[ItemId], trained: SASRec | None = None
+) -> np.ndarray:
+    """Returns the scores ``(users, items)`` of a SASRec, trained on the split unless one is given."""
     require("torch", "train")
     from genrec.models.sasrec import sasrec_scores, train_sasrec
 
-    model, about = train_sasrec(split, item_ids)
+    model = trained or train_sasrec(split, item_ids)[0]
     position = {item: row for row, item in enumerate(item_ids)}
-    return sasrec_scores(model, [[position[i] for i in h] for h in held_out.histories]), about
+    return sasrec_scores(model, [[position[i] for i in h] for h in held_out.histories])
 
 
-Baseline = Callable[[Split, HeldOut, Sequence[ItemId]], tuple[np.ndarray, dict]]
+Baseline = Callable[[Split, HeldOut, Sequence[ItemId], "SASRec | None"], np.ndarray]
 
 BASELINES: dict[str, Baseline] = {"popularity": popularity, "sasrec": sasrec}
 

@@ -149,6 +149,8 @@ class RecommenderModel(nn.Module):
         attention_mask: torch.Tensor,
         labels: torch.Tensor,
         num_items_in_batch: torch.Tensor | int | None = None,
+        soft_targets: torch.Tensor | None = None,
+        soft_weight: float = 0.0,
         **_: Any,
     ) -> dict[str, torch.Tensor]:
         """Returns ``{"loss": ...}``, the mean over labels of the negative log-probability.
@@ -163,6 +165,8 @@ class RecommenderModel(nn.Module):
                 position's own token, predicted from the one before.
             num_items_in_batch: Number of labels of the whole step over all processes and accumulated
                 batches, by which the sum is divided; None divides by this batch's own.
+            soft_targets: ``(identifier labels, new tokens)`` distributions of a teacher, or None.
+            soft_weight: Share of the cross-entropy to the teacher in the loss of identifier labels.
         """
         states = self.hidden(input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
         learned = labels[:, 1:] != -100
@@ -172,9 +176,11 @@ class RecommenderModel(nn.Module):
         new = targets[identifier] - self.first_id
         scores = head.new_scores(states[identifier])
         other_level = self.token_level[None, :] != self.token_level[new][:, None]
-        loss = nn.functional.cross_entropy(
-            scores.masked_fill(other_level, float("-inf")), new, reduction="sum"
-        )
+        log_probs = scores.masked_fill(other_level, float("-inf")).log_softmax(-1)
+        loss = nn.functional.nll_loss(log_probs, new, reduction="sum")
+        if soft_targets is not None:
+            told = -(soft_targets * log_probs.masked_fill(other_level, 0.0)).sum()
+            loss = (1 - soft_weight) * loss + soft_weight * told
         if not bool(identifier.all()):
             scores = head(states[~identifier]).float()
             loss = loss + nn.functional.cross_entropy(scores, targets[~identifier], reduction="sum")

@@ -8,7 +8,7 @@ it whole after a resize: 245 MB where the rows have 4.)
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -16,9 +16,8 @@ import torch
 from torch import nn
 
 from genrec.core.errors import ModelError
-from genrec.data_prep import ItemCatalog, ItemId, UserId
-from genrec.indexing import IndexSettings, ItemIndex
-from genrec.indexing.vectors import collaborative_vectors
+from genrec.data_prep import ItemCatalog
+from genrec.indexing import ItemIndex
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -126,36 +125,40 @@ def initial_rows(
     tokenizer: PreTrainedTokenizerBase,
     index: ItemIndex,
     items: ItemCatalog,
-    train: Mapping[UserId, Sequence[ItemId]],
-    how: str,
+    text: bool,
+    vectors: np.ndarray | None,
     seed: int,
 ) -> torch.Tensor:
     """Returns ``(tokens, width)`` start values for the rows of an index's tokens.
 
-    An item's start value is the mean of its title's token rows (``"text"``), plus, for
-    ``"text+collaborative"``, a random projection of its standardised co-occurrence vector at the
-    embedding's own spread. A token's is the mean over the items that carry it. ``"mean"`` gives
-    every token the mean of the old rows and a little noise, so that tokens are told apart.
-    Collaborative vectors come from training interactions only. This rule is genrec's own.
+    An item's start value is the mean of its title's token rows, plus a random projection of its
+    standardised vector at the embedding's own spread; a token's is the mean over the items that carry it.
+    With neither, every token gets the mean of the old rows and a little noise, so that tokens are told
+    apart. This rule is genrec's own.
+
+    Args:
+        model: The backbone, before its vocabulary is extended.
+        tokenizer: Its tokenizer.
+        index: The items' codes.
+        items: Their titles.
+        text: Whether titles are used.
+        vectors: ``(items of the index, any width)`` of what is known of items beside text, or None.
+        seed: Seed of projection and noise.
     """
     weight = cast(nn.Embedding, model.get_input_embeddings()).weight.detach().float()
     generator = torch.Generator().manual_seed(seed)
     spread = float(weight.std())
-    if how == "mean":
+    if not text and vectors is None:
         noise = torch.randn(len(index.tokens), weight.shape[1], generator=generator)
         return weight.mean(0) + 0.1 * spread * noise
-    ids = [tokenizer(items.title(item), add_special_tokens=False)["input_ids"] for item in index.item_ids]
-    start = torch.stack([weight[row].mean(0) if row else weight.mean(0) for row in ids])
-    if how == "text+collaborative":
-        settings = IndexSettings()
-        vectors = collaborative_vectors(items, train, settings.vector_size, settings.window, seed)
-        position = {item: row for row, item in enumerate(items.item_ids)}
-        vectors = vectors[[position[item] for item in index.item_ids]]
+    start = weight.mean(0).repeat(len(index.codes), 1)
+    for row, item in enumerate(index.item_ids if text else ()):
+        if ids := tokenizer(items.title(item), add_special_tokens=False)["input_ids"]:
+            start[row] = weight[ids].mean(0)
+    if vectors is not None:
         vectors = (vectors - vectors.mean(0)) / np.maximum(vectors.std(), 1e-12)
         projection = torch.randn(vectors.shape[1], weight.shape[1], generator=generator)
-        start = start + torch.tensor(vectors, dtype=torch.float32) @ projection * (
-            spread / vectors.shape[1] ** 0.5
-        )
+        start += torch.tensor(vectors, dtype=torch.float32) @ projection * (spread / vectors.shape[1] ** 0.5)
     position_of_token = {token: row for row, token in enumerate(index.tokens)}
     total = torch.zeros(len(index.tokens), weight.shape[1])
     count = torch.zeros(len(index.tokens), 1)

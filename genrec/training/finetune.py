@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +16,15 @@ from genrec.core.errors import RecipeError, RunError, require
 from genrec.core.files import atomic_path, read_json, write_json
 from genrec.core.progress import is_main_process, say
 from genrec.data_prep import ItemCatalog, Split
-from genrec.indexing import ItemIndex
+from genrec.indexing import IndexSettings, ItemIndex
+from genrec.indexing.vectors import collaborative_vectors
 from genrec.tasks import Renderer, TaskSettings
 from genrec.training.settings import ModelSettings, TrainSettings
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
+
+    from genrec.models.sasrec import SASRec
 
 MODEL, INDEX, CHECKPOINTS = "model", "index", "checkpoints"
 ITEMS, HISTORIES = "items.parquet", "histories.parquet"
@@ -38,6 +42,7 @@ def finetune(
     tasks: TaskSettings | None = None,
     model: ModelSettings | None = None,
     settings: TrainSettings | None = None,
+    teacher: SASRec | None = None,
 ) -> Path:
     """Returns the run directory with the tuned model, its index and its catalogue.
 
@@ -54,6 +59,8 @@ def finetune(
         tasks: The settings that ``data`` was built with; they decide how histories are written.
         model: Layers, type and start of rows; its ``backbone`` is ignored in favour of the argument.
         settings: Training settings.
+        teacher: The SASRec of ``settings.teacher`` where it is trained already, on the same split and
+            catalogue; otherwise it is trained here.
 
     Raises:
         ModelError: If the backbone cannot be read.
@@ -64,7 +71,9 @@ def finetune(
     transformers = require("transformers", "train")
     from genrec.models.backbone import load_backbone
     from genrec.models.recommender_model import RecommenderModel
+    from genrec.models.sasrec import train_sasrec
     from genrec.models.vocabulary import initial_rows
+    from genrec.training.distill import Distiller
     from genrec.training.trainer import (
         ItemTrainer,
         MarkComplete,
@@ -85,7 +94,20 @@ def finetune(
     transformers.set_seed(settings.seed)
     lm, tokenizer = load_backbone(backbone, model.layers, model.dtype)
     longest = getattr(lm.config, "max_position_embeddings", None)
-    start = initial_rows(lm, tokenizer, index, items, split.train, model.rows_start, settings.seed)
+    if settings.teacher == "none" and model.rows_start == "text+teacher":
+        raise RecipeError("model.rows_start=text+teacher needs train.teacher=sasrec.")
+    if settings.teacher == "none":
+        teacher = None
+    elif teacher is None:
+        teacher, _ = train_sasrec(split, items.item_ids)
+    vectors = None
+    if model.rows_start == "text+collaborative":
+        spec = IndexSettings()
+        vectors = collaborative_vectors(items, split.train, spec.vector_size, spec.window, settings.seed)
+    elif model.rows_start == "text+teacher" and teacher is not None:
+        vectors = teacher.items.weight[: len(items)].detach().cpu().numpy()
+    text = model.rows_start.startswith("text")
+    start = initial_rows(lm, tokenizer, index, items, text, vectors, settings.seed)
     recommender = RecommenderModel.create(
         lm,
         tokenizer,
@@ -99,7 +121,10 @@ def finetune(
         lora_dropout=settings.lora_dropout,
     )
     renderer = Renderer(tokenizer, index, tasks.form, tasks.max_history)
-    rows = TokenRows(data["train"], renderer)
+    distiller = Distiller(teacher, index, recommender.first_id) if teacher is not None else None
+    if distiller is not None:
+        distiller.check(tasks.max_history)
+    rows = TokenRows(data["train"], renderer, distiller)
     if longest and int(rows.lengths.max()) > longest:
         raise RecipeError(
             f"The longest row has {int(rows.lengths.max()):,} tokens; {backbone} reads at most {longest:,}. "
@@ -143,10 +168,12 @@ def finetune(
     )
     trainer = ItemTrainer(
         step_rows=settings.batch_size,
+        distiller=distiller,
+        teacher_weight=settings.teacher_weight,
         model=recommender,
         args=arguments,
         train_dataset=rows,
-        data_collator=collate,
+        data_collator=partial(collate, no_item=len(items)),
         optimizers=(optimizer, None),
         callbacks=[MarkComplete(), _progress_callback(transformers, rows.num_targets)],
     )

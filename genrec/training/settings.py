@@ -24,10 +24,10 @@ class ModelSettings(BaseModel):
         "auto",
         description="Type of the frozen weights; auto is bfloat16 where the machine has it in hardware.",
     )
-    rows_start: Literal["mean", "text", "text+collaborative"] = Field(
+    rows_start: Literal["mean", "text", "text+collaborative", "text+teacher"] = Field(
         "text+collaborative",
-        description="Start of the identifier rows: mean of the old rows; mean of the title's token rows; or "
-        "that plus a projection of co-occurrence vectors from training histories.",
+        description="Start of the identifier rows: mean of the old rows; mean of the title's token rows; that "
+        "plus a projection of co-occurrence vectors from training histories, or of the teacher's item vectors.",
     )
 
 
@@ -40,6 +40,14 @@ class TrainSettings(BaseModel):
     lora_r: int = Field(16, ge=1, description="Rank of LoRA, on every linear layer of the body.")
     lora_alpha: int = Field(32, ge=1, description="LoRA's scale is lora_alpha / lora_r.")
     lora_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on LoRA's input.")
+    teacher: Literal["none", "sasrec"] = Field(
+        "none",
+        description="A sequence recommender, trained on the same training histories, whose distribution over "
+        "items is learned beside the item that came.",
+    )
+    teacher_weight: float = Field(
+        0.5, ge=0, le=1, description="Share of the teacher in the loss, where there is one."
+    )
     epochs: float = Field(1.0, gt=0, description="Passes over the training rows.")
     batch_size: int = Field(
         16, ge=1, description="Rows in one optimizer step, over all processes and accumulated batches."

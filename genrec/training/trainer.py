@@ -21,18 +21,20 @@ from genrec.core.errors import DataError
 from genrec.core.progress import say
 from genrec.models.recommender_model import RecommenderModel
 from genrec.tasks import Renderer
+from genrec.training.distill import Distiller
 
 COMPLETE = "COMPLETE"
 
 
 class TokenRows(Dataset):
-    """Rows as ``input_ids`` and ``labels``, rendered once."""
+    """Rows as ``input_ids`` and ``labels``, rendered once; with a distiller also ``items`` and ``slots``."""
 
-    def __init__(self, rows: Any, renderer: Renderer) -> None:
+    def __init__(self, rows: Any, renderer: Renderer, distiller: Distiller | None = None) -> None:
         pairs = zip(rows["prompt"], rows["completion"], strict=True)
         self.rows = [renderer.row_ids(prompt, completion) for prompt, completion in pairs]
         if not self.rows:
             raise DataError("There is no training row: every user has fewer interactions than a row needs.")
+        self.parts = [distiller.read_row(*row) for row in self.rows] if distiller else None
         self.lengths = np.array([len(ids) for ids, _ in self.rows])
 
     def __len__(self) -> int:
@@ -40,7 +42,10 @@ class TokenRows(Dataset):
 
     def __getitem__(self, row: int) -> dict[str, list[int]]:
         ids, labels = self.rows[row]
-        return {"input_ids": ids, "labels": labels}
+        parts = {}
+        if self.parts is not None:
+            parts = dict(zip(("items", "slots"), self.parts[row], strict=True))
+        return {"input_ids": ids, "labels": labels} | parts
 
     @property
     def num_targets(self) -> int:
@@ -48,18 +53,23 @@ class TokenRows(Dataset):
         return sum(label != -100 for _, labels in self.rows for label in labels)
 
 
-def collate(rows: Sequence[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
-    """Returns ``input_ids``, ``attention_mask`` and ``labels``, ``(batch, longest)``, padded on the right."""
-    length = max(len(row["input_ids"]) for row in rows)
-    ids = torch.zeros(len(rows), length, dtype=torch.long)
-    labels = torch.full_like(ids, -100)
-    mask = torch.zeros_like(ids)
-    for i, row in enumerate(rows):
-        n = len(row["input_ids"])
-        ids[i, :n] = torch.tensor(row["input_ids"])
-        labels[i, :n] = torch.tensor(row["labels"])
-        mask[i, :n] = 1
-    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+def collate(rows: Sequence[dict[str, list[int]]], no_item: int = 0) -> dict[str, torch.Tensor]:
+    """Returns every column of the rows, ``(batch, longest)``, padded on the right, and ``attention_mask``.
+
+    Args:
+        rows: From ``TokenRows``.
+        no_item: What pads ``items``.
+    """
+    padding = {"input_ids": 0, "labels": -100, "items": no_item, "slots": -1}
+    batch = {
+        name: torch.nn.utils.rnn.pad_sequence(
+            [torch.tensor(row[name], dtype=torch.long) for row in rows], True, padding[name]
+        )
+        for name in rows[0]
+    }
+    lengths = torch.tensor([len(row["input_ids"]) for row in rows])
+    batch["attention_mask"] = (torch.arange(int(lengths.max())) < lengths[:, None]).long()
+    return batch
 
 
 class LengthGroupedSampler(Sampler[int]):
@@ -92,9 +102,19 @@ class LengthGroupedSampler(Sampler[int]):
 class ItemTrainer(Trainer):
     """A Trainer whose checkpoints hold what is trained, and whose order ignores the number of processes."""
 
-    def __init__(self, *, step_rows: int, **arguments: Any) -> None:
-        self._step_rows = step_rows
+    def __init__(
+        self, *, step_rows: int, distiller: Distiller | None, teacher_weight: float, **arguments: Any
+    ) -> None:
+        self._step_rows, self._distiller, self._teacher_weight = step_rows, distiller, teacher_weight
         super().__init__(**arguments)
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *arguments: Any, **options: Any) -> Any:
+        """Returns the model's loss, with the teacher's targets added where there is one."""
+        if self._distiller is not None:
+            soft = self._distiller.targets(inputs)
+            inputs = {name: value for name, value in inputs.items() if name not in ("items", "slots")}
+            inputs |= {"soft_targets": soft, "soft_weight": self._teacher_weight}
+        return super().compute_loss(model, inputs, *arguments, **options)
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler:
         rows = train_dataset if train_dataset is not None else self.train_dataset

@@ -21,6 +21,8 @@ from genrec.tasks import TaskSettings, build_dataset
 from genrec.training import TrainSettings, finetune
 from genrec.training.trainer import LengthGroupedSampler, last_checkpoint
 
+pytestmark = pytest.mark.model
+
 FAST = {"learning_rate": 5e-3, "rows_learning_rate": 1e-2, "checkpoint_steps": 0}
 
 

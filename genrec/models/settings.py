@@ -1,0 +1,23 @@
+"""Settings of SASRec, apart from its code so that a recipe can be read without torch."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class SASRecSettings(BaseModel):
+    """The SASRec baseline; the defaults were chosen on MovieLens-100K's validation items."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    width: int = Field(64, ge=1, description="Width of item vectors and of the two layers.")
+    layers: int = Field(2, ge=1, description="Transformer layers.")
+    heads: int = Field(2, ge=1, description="Attention heads.")
+    max_history: int = Field(100, ge=2, description="Most items of a history.")
+    dropout: float = Field(0.3, ge=0, lt=1, description="Dropout everywhere.")
+    learning_rate: float = Field(
+        4e-3, gt=0, description="Peak rate of Adam: it rises for one epoch and falls linearly to 0."
+    )
+    batch_size: int = Field(64, ge=1, description="Histories in a step.")
+    epochs: int = Field(60, ge=1, description="Passes over the training histories.")
+    seed: int = Field(0, ge=0, description="Seed of everything random.")
