@@ -25,7 +25,6 @@ from genrec.serving.card import write_card
 from genrec.tasks import build_dataset
 from genrec.training import finetune
 from genrec.training.finetune import (
-    CHECKPOINTS,
     HISTORIES,
     INDEX,
     ITEMS,
@@ -56,26 +55,26 @@ class Pipeline:
         if is_main_process():
             with atomic_path(self.run.path / "recipe.yaml") as part:
                 part.write_text(dump_recipe(self.recipe), encoding="utf-8")
-        steps: dict[str, tuple[Callable[[], None], list[str], str | None]] = {
-            "prepare": (self._prepare, [LOG, CATALOG, REPORT], None),
-            "index": (self._index, [PREPARED_INDEX], None),
+        steps: dict[str, tuple[Callable[[], None], list[str]]] = {
+            "prepare": (self._prepare, [LOG, CATALOG, REPORT]),
+            "index": (self._index, [PREPARED_INDEX]),
+            "sasrec": (self._sasrec, [SASREC]),
             "train": (
                 self._train,
                 [MODEL, INDEX, ITEMS, HISTORIES, SERVING_FILE, TRAINING_FILE],
-                CHECKPOINTS,
             ),
-            "baselines": (self._baselines, [BASELINE_RANKINGS], None),
-            "evaluate": (self._evaluate, [RANKINGS, METRICS, CARD], None),
+            "baselines": (self._baselines, [BASELINE_RANKINGS]),
+            "evaluate": (self._evaluate, [RANKINGS, METRICS, CARD]),
         }
         wanted = [name for name in STAGES if name != "sasrec" or self._needs_sasrec]
         for number, name in enumerate(wanted[: wanted.index(last) + 1], start=1):
-            work, outputs, resumable = steps[name]
+            work, outputs = steps[name]
             inputs = self.inputs(name)
             if self._agree(self.run.is_done(name, inputs)):
                 say(f"[{number}/{len(wanted)}] {name}: done already")
                 continue
             say(f"[{number}/{len(wanted)}] {name}")
-            with self.run.stage(name, inputs, outputs, resumable):
+            with self.run.stage(name, inputs, outputs):
                 _wait()
                 work()
                 _wait()

@@ -24,8 +24,7 @@ class RunDir:
     """A folder whose finished stages are recorded with a hash of their inputs and of their outputs.
 
     A stage whose record fits is not done again. One that was cut has no record: what it left is removed
-    before it is done again, except the folders it says it can resume from, and those only if they were
-    begun on the same inputs.
+    before it is done again.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -52,9 +51,7 @@ class RunDir:
         return not changed
 
     @contextlib.contextmanager
-    def stage(
-        self, name: str, inputs: Any, outputs: list[str], resumable: str | None = None
-    ) -> Iterator[None]:
+    def stage(self, name: str, inputs: Any, outputs: list[str]) -> Iterator[None]:
         """Runs a stage in the block and records it when the block ends without an error.
 
         Only the main process touches the folder.
@@ -63,7 +60,6 @@ class RunDir:
             name: Name of the stage.
             inputs: JSON-able value of everything that the outputs depend on.
             outputs: Files and folders, relative to the run, that the stage writes.
-            resumable: A folder that the stage can go on from when it was cut.
 
         Raises:
             RunError: If the stage ends without having written its outputs.
@@ -73,11 +69,6 @@ class RunDir:
             self._forget(name)
             for output in outputs:
                 _remove(self.path / output)
-            if resumable is not None:
-                mark = self.path / resumable / "inputs.json"
-                if not (mark.exists() and read_json(mark) == digest):
-                    _remove(self.path / resumable)
-                    write_json(mark, digest)
         start = time.perf_counter()
         yield
         if not is_main_process():

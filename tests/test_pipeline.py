@@ -79,15 +79,6 @@ def test_a_cut_stage_leaves_nothing_that_is_used(tmp_path):
     assert not run.is_done("one", {"a": 1})
 
 
-def test_checkpoints_of_other_inputs_are_not_resumed_from(tmp_path):
-    run = RunDir(tmp_path)
-    for inputs, kept in ((1, False), (1, True), (2, False)):
-        with pytest.raises(KeyboardInterrupt), run.stage("train", inputs, [], "checkpoints"):
-            assert (tmp_path / "checkpoints" / "step").exists() == kept
-            (tmp_path / "checkpoints" / "step").touch()
-            raise KeyboardInterrupt
-
-
 def test_a_stage_without_its_output_is_an_error(tmp_path):
     with (
         pytest.raises(RunError, match=r"ended without writing out\.txt"),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
+from accelerate import PartialState
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
@@ -264,7 +265,7 @@ class RecommenderModel(nn.Module):
 
     @classmethod
     def load(cls, folder: str | Path, index: ItemIndex, dtype: Dtype = "auto") -> RecommenderModel:
-        """Returns the model that ``save`` wrote, its backbone loaded by name.
+        """Returns the model that ``save`` wrote, its backbone loaded by name, on the GPU where there is one.
 
         Raises:
             RunError: If files are missing or broken, or the index is not the one it was trained with.
@@ -284,7 +285,7 @@ class RecommenderModel(nn.Module):
         rows = torch.zeros(len(index.tokens), backbone.config.hidden_size)
         model = cls(backbone, tokenizer, index, about, rows)
         model.load_weights(folder)
-        return model.eval()
+        return model.to(PartialState().device).eval()
 
 
 def _shape(backbone: PreTrainedModel) -> dict[str, Any]:

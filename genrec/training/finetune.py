@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import time
@@ -13,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pa_parquet
 
 from genrec.core.errors import RecipeError, RunError, require
-from genrec.core.files import atomic_path, read_json, write_json
+from genrec.core.files import atomic_path, hash_value, read_json, write_json
 from genrec.core.progress import is_main_process, say
 from genrec.data_prep import ItemCatalog, Split
 from genrec.indexing import IndexSettings, ItemIndex
@@ -47,7 +48,7 @@ def finetune(
     """Returns the run directory with the tuned model, its index and its catalogue.
 
     A run cut at any moment goes on from its last complete checkpoint when called again with the same
-    arguments. Runs under ``accelerate launch`` as it is.
+    arguments; checkpoints of other arguments are removed. Runs under ``accelerate launch`` as it is.
 
     Args:
         backbone: A Hub name, folder, GGUF file or packaged name (``genrec.models.backbone``).
@@ -91,7 +92,11 @@ def finetune(
             f"train.batch_size={settings.batch_size} cannot be divided over {processes} processes times "
             f"{settings.accumulation} accumulated batches. Make it a multiple of their product."
         )
-    transformers.set_seed(settings.seed)
+    if index.item_ids != items.item_ids:
+        raise RunError(
+            f"The index names {len(index.codes):,} items, the catalogue has {len(items):,}, or they come in "
+            "another order. Build the index from this catalogue."
+        )
     lm, tokenizer = load_backbone(backbone, model.layers, model.dtype)
     longest = getattr(lm.config, "max_position_embeddings", None)
     if settings.teacher == "none" and model.rows_start == "text+teacher":
@@ -108,6 +113,7 @@ def finetune(
         vectors = teacher.items.weight[: len(items)].detach().cpu().numpy()
     text = model.rows_start.startswith("text")
     start = initial_rows(lm, tokenizer, index, items, text, vectors, settings.seed)
+    transformers.set_seed(settings.seed)  # a teacher trained above must not change the adapter's start
     recommender = RecommenderModel.create(
         lm,
         tokenizer,
@@ -163,8 +169,8 @@ def finetune(
         seed=settings.seed,
         disable_tqdm=True,
         dataloader_pin_memory=torch.cuda.is_available(),
-        # Adapters get no gradient in layers that a batch does not reach only if something is wrong.
-        ddp_find_unused_parameters=False,
+        logging_nan_inf_filter=False,
+        ddp_find_unused_parameters=False,  # every trained weight is used in every step
     )
     trainer = ItemTrainer(
         step_rows=settings.batch_size,
@@ -183,14 +189,16 @@ def finetune(
             f"{processes} processes were asked for, but training would use {trainer.args.world_size}. "
             "Check the accelerate configuration."
         )
-    resume = last_checkpoint(run / CHECKPOINTS)
+    # What decides the weights; how often checkpoints are written and what is logged does not.
+    decisive = settings.model_dump(exclude={"checkpoint_steps", "report_to"})
+    begun = hash_value([backbone, model.model_dump(), decisive, index.hash, rows.rows])
+    resume = last_checkpoint(run / CHECKPOINTS, begun)
+    trainer.accelerator.wait_for_everyone()
     if resume:
         say(f"  going on from {Path(resume).name}")
     began = time.perf_counter()
     trainer.train(resume_from_checkpoint=resume)
     losses = [(entry["step"], entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
-    if any(loss != loss for _, loss in losses):
-        raise RunError("The loss became NaN. Lower train.learning_rate and train.rows_learning_rate.")
     if is_main_process():
         items.write(run / ITEMS)
         index.save(run / INDEX)
@@ -264,6 +272,11 @@ def _progress_callback(transformers: Any, num_targets: int) -> Any:
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:  # noqa: ARG002
             if not logs or "loss" not in logs:
                 return
+            if not math.isfinite(logs["loss"]):
+                raise RunError(
+                    f"The loss became {logs['loss']} at step {state.global_step}. Lower train.learning_rate and "
+                    "train.rows_learning_rate."
+                )
             spent = time.perf_counter() - self.began
             done = state.global_step - self.first
             rate = num_targets * state.num_train_epochs / state.max_steps * done / spent

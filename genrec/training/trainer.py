@@ -18,12 +18,12 @@ from torch.utils.data import Dataset, Sampler
 from transformers import Trainer, TrainerCallback
 
 from genrec.core.errors import DataError
-from genrec.core.progress import say
+from genrec.core.progress import is_main_process, say
 from genrec.models.recommender_model import RecommenderModel
 from genrec.tasks import Renderer
 from genrec.training.distill import Distiller
 
-COMPLETE = "COMPLETE"
+COMPLETE, BEGUN = "COMPLETE", "BEGUN"
 
 
 class TokenRows(Dataset):
@@ -142,13 +142,23 @@ class MarkComplete(TrainerCallback):
             (folder / COMPLETE).touch()
 
 
-def last_checkpoint(folder: Path) -> str | None:
-    """Returns the newest complete checkpoint below a folder, or None; cut ones are removed, and said so."""
+def last_checkpoint(folder: Path, begun: str) -> str | None:
+    """Returns the newest complete checkpoint below a folder, or None.
+
+    Checkpoints of a training begun on anything else than ``begun``, and those cut while they were written,
+    are removed by the main process, and said so.
+    """
+    mark = folder / BEGUN
+    ours = mark.exists() and mark.read_text() == begun
     complete: list[tuple[int, Path]] = []
     for path in folder.glob("checkpoint-*"):
-        if (path / COMPLETE).exists():
+        if ours and (path / COMPLETE).exists():
             complete.append((int(path.name.split("-")[1]), path))
-        else:
-            say(f"  {path.name} was cut while it was written; it is removed")
+        elif is_main_process():
+            reason = "was cut while it was written" if ours else "is of another training"
+            say(f"  {path.name} {reason}; it is removed")
             shutil.rmtree(path)
+    if is_main_process():
+        folder.mkdir(parents=True, exist_ok=True)
+        mark.write_text(begun)
     return str(max(complete)[1]) if complete else None

@@ -147,8 +147,11 @@ def test_a_cut_checkpoint_is_never_resumed_from(tmp_path):
         folder.mkdir()
         if complete:
             (folder / "COMPLETE").touch()
-    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
+    (tmp_path / "BEGUN").write_text("these arguments")
+    assert last_checkpoint(tmp_path, "these arguments") == str(tmp_path / "checkpoint-10")
     assert not (tmp_path / "checkpoint-15").exists()
+    assert last_checkpoint(tmp_path, "other arguments") is None
+    assert not list(tmp_path.glob("checkpoint-*"))
 
 
 CONFIG = Path(__file__).parents[2] / "recipes" / "accelerate" / "cpu_2.yaml"
@@ -221,3 +224,19 @@ def test_accumulated_batches_are_one_large_batch(tiny_backbone, log, items, tmp_
     for name in ("adapter_model.safetensors", "identifier_rows.safetensors"):
         a, b = (load_file(run / "model" / name) for run in (one, two))
         assert all(np.allclose(a[key], b[key], atol=2e-4) for key in a)
+
+
+def test_a_loss_that_is_no_number_stops_with_what_to_do(tiny_backbone, log, items, tmp_path):
+    with pytest.raises(RunError, match=r"The loss became nan at step.*Lower train\.learning_rate"):
+        tuned(tiny_backbone, log, items, tmp_path / "run", epochs=4, learning_rate=1e30, adapter="full")
+
+
+def test_an_index_of_another_catalogue_is_refused(tiny_backbone, log, items, tmp_path):
+    from genrec.data_prep import ItemCatalog
+
+    split = leave_one_out(log)
+    index = build_index("independent", items, split.train)
+    data = build_dataset(split, items, index)
+    fewer = ItemCatalog(items.table.slice(0, 20))
+    with pytest.raises(RunError, match="names 24 items, the catalogue has 20"):
+        finetune(tiny_backbone, data, index, fewer, split, tmp_path / "run")
