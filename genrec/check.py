@@ -37,9 +37,10 @@ def check(source: str, overrides: Sequence[str]) -> None:
         ids, labels = renderer.row_ids(row["prompt"], row["completion"])
         learned = sum(label != -100 for label in labels)
         print(f"{row['task']} {row['key']}: {len(ids)} tokens, {learned} learned")
-        tokens = tokenizer.convert_ids_to_tokens(ids)
-        text = (
+        tokens = [
             f"{on}{token}{off}" if label != -100 else token
-            for token, label in zip(tokens[:60], labels[:60], strict=True)
-        )
-        print("  " + " ".join(text) + (f" ... ({len(ids) - 60} more)" if len(ids) > 60 else "") + "\n")
+            for token, label in zip(tokenizer.convert_ids_to_tokens(ids), labels, strict=True)
+        ]
+        if len(tokens) > 80:
+            tokens[40:-40] = [f"... ({len(tokens) - 80} more) ..."]
+        print("  " + " ".join(tokens) + "\n")

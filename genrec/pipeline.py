@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +12,8 @@ import pyarrow.parquet as pa_parquet
 
 from genrec.core.errors import DataError, RecipeError, require
 from genrec.core.files import atomic_path, hash_file, megabytes, read_json, write_json
-from genrec.core.progress import is_main_process, say
+from genrec.core.processes import from_main, gather_dict, is_main_process, num_processes, rank, wait
+from genrec.core.progress import say
 from genrec.data_prep import InteractionLog, ItemCatalog, Split, leave_one_out, load_dataset
 from genrec.evaluation import BASELINES, evaluate_rankings
 from genrec.evaluation.protocol import HeldOut, top_items
@@ -70,17 +70,17 @@ class Pipeline:
         for number, name in enumerate(wanted[: wanted.index(last) + 1], start=1):
             work, outputs = steps[name]
             inputs = self.inputs(name)
-            if self._agree(self.run.is_done(name, inputs)):
+            if from_main(self.run.is_done(name, inputs)):
                 say(f"[{number}/{len(wanted)}] {name}: done already")
                 continue
             say(f"[{number}/{len(wanted)}] {name}")
             with self.run.stage(name, inputs, outputs):
-                _wait()
+                wait()
                 work()
-                _wait()
+                wait()
             if is_main_process():
                 say(f"  {name} took {self.run.stages[name]['seconds']:.0f} s")
-            _wait()
+            wait()
         return self.run.path
 
     def inputs(self, stage: str) -> dict[str, Any]:
@@ -238,8 +238,7 @@ class Pipeline:
         from genrec.decoding.beam import ConstrainedDecoder
 
         held_out = self.held_out
-        rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-        mine = range(rank, len(held_out), world)
+        mine = range(rank(), len(held_out), num_processes())
         histories = [held_out.histories[user] for user in mine]
         decoder = ConstrainedDecoder(model, renderer)
         k = min(max(settings.ks), len(items))
@@ -248,11 +247,7 @@ class Pipeline:
         found = decoder.rank_all(
             histories, k, histories if settings.exclude_history else None, settings.beams, settings.batch_size
         )
-        everyone = dict(zip(mine, found, strict=True))
-        if world > 1:
-            from accelerate.utils import gather_object
-
-            everyone = dict(gather_object(list(everyone.items())))
+        everyone = gather_dict(dict(zip(mine, found, strict=True)))
         if not is_main_process():
             return
         if sorted(everyone) != list(range(len(held_out))):
@@ -303,20 +298,3 @@ class Pipeline:
         rankings = pa_parquet.read_table(self.run.path / RANKINGS).slice(0, 3).to_pylist()
         print(examples(rankings, self.held_out.histories[:3], self.items))
         print(f"Run directory: {self.run.path}  (model card: {self.run.path / CARD})")
-
-    def _agree(self, done: bool) -> bool:
-        """Returns the main process's answer in every process."""
-        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-            return done
-        from accelerate import PartialState
-        from accelerate.utils import broadcast_object_list
-
-        PartialState()
-        return broadcast_object_list([done])[0]
-
-
-def _wait() -> None:
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        from accelerate import PartialState
-
-        PartialState().wait_for_everyone()

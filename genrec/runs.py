@@ -15,7 +15,8 @@ from typing import Any
 from genrec._version import __version__
 from genrec.core.errors import RunError
 from genrec.core.files import hash_file, hash_folder, hash_value, read_json, write_json
-from genrec.core.progress import is_main_process, say
+from genrec.core.processes import is_main_process
+from genrec.core.progress import say
 
 MANIFEST = "manifest.json"
 

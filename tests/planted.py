@@ -14,7 +14,7 @@ def planted_next(item: int) -> int:
     return (13 * item + 5) % NUM_PLANTED
 
 
-def planted_log(num_users: int = 60, length: int = 9, seed: int = 0) -> InteractionLog:
+def planted_log(num_users: int = 60, length: int = 16, seed: int = 0) -> InteractionLog:
     """Users who start anywhere and follow the planted rule; every item is as popular as any other."""
     rng = np.random.default_rng(seed)
     rows = []

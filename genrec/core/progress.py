@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
+from genrec.core.processes import is_main_process
+
 T = TypeVar("T")
-
-
-def is_main_process() -> bool:
-    """Returns whether this process is rank 0 of its launch (always true for a plain run)."""
-    return int(os.environ.get("RANK", "0")) == 0
 
 
 def say(message: str) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-from accelerate import PartialState
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
@@ -18,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from genrec.core.errors import ModelError, RunError
 from genrec.core.files import atomic_path, read_json
+from genrec.core.processes import process_state
 from genrec.indexing import ItemIndex
 from genrec.models.backbone import Dtype, load_backbone
 from genrec.models.vocabulary import ExtendedEmbedding, extend_vocabulary, new_rows
@@ -285,7 +285,7 @@ class RecommenderModel(nn.Module):
         rows = torch.zeros(len(index.tokens), backbone.config.hidden_size)
         model = cls(backbone, tokenizer, index, about, rows)
         model.load_weights(folder)
-        return model.to(PartialState().device).eval()
+        return model.to(process_state().device).eval()
 
 
 def _shape(backbone: PreTrainedModel) -> dict[str, Any]:

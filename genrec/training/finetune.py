@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import shutil
 import time
 from functools import partial
@@ -15,7 +14,8 @@ import pyarrow.parquet as pa_parquet
 
 from genrec.core.errors import RecipeError, RunError, require
 from genrec.core.files import atomic_path, hash_value, read_json, write_json
-from genrec.core.progress import is_main_process, say
+from genrec.core.processes import is_main_process, num_processes, process_state, wait
+from genrec.core.progress import say
 from genrec.data_prep import ItemCatalog, Split
 from genrec.indexing import IndexSettings, ItemIndex
 from genrec.indexing.vectors import collaborative_vectors
@@ -85,7 +85,7 @@ def finetune(
 
     tasks, model, settings = tasks or TaskSettings(), model or ModelSettings(), settings or TrainSettings()
     run = Path(run_dir)
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    processes = num_processes()
     share, rest = divmod(settings.batch_size, processes * settings.accumulation)
     if rest or not share:
         raise RecipeError(
@@ -168,6 +168,7 @@ def finetune(
         remove_unused_columns=False,
         seed=settings.seed,
         disable_tqdm=True,
+        use_cpu=process_state().device.type == "cpu",
         dataloader_pin_memory=torch.cuda.is_available(),
         logging_nan_inf_filter=False,
         ddp_find_unused_parameters=False,  # every trained weight is used in every step
@@ -193,7 +194,7 @@ def finetune(
     decisive = settings.model_dump(exclude={"checkpoint_steps", "report_to"})
     begun = hash_value([backbone, model.model_dump(), decisive, index.hash, rows.rows])
     resume = last_checkpoint(run / CHECKPOINTS, begun)
-    trainer.accelerator.wait_for_everyone()
+    wait()
     if resume:
         say(f"  going on from {Path(resume).name}")
     began = time.perf_counter()
@@ -225,7 +226,7 @@ def finetune(
             },
         )
         shutil.rmtree(run / CHECKPOINTS, ignore_errors=True)
-    trainer.accelerator.wait_for_everyone()
+    wait()
     return run
 
 

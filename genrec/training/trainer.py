@@ -18,7 +18,8 @@ from torch.utils.data import Dataset, Sampler
 from transformers import Trainer, TrainerCallback
 
 from genrec.core.errors import DataError
-from genrec.core.progress import is_main_process, say
+from genrec.core.processes import is_main_process
+from genrec.core.progress import say
 from genrec.models.recommender_model import RecommenderModel
 from genrec.tasks import Renderer
 from genrec.training.distill import Distiller

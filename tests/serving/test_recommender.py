@@ -30,7 +30,7 @@ def run(tiny_backbone, log, items, tmp_path_factory):
             "data": {"source": str(folder / "data"), "item_core": 1},
             "index": {"method": "rq_kmeans", "levels": 2, "codebook_size": 6},
             "model": {"backbone": tiny_backbone},
-            "train": {"epochs": 24, "learning_rate": 5e-3, "rows_learning_rate": 1e-2},
+            "train": {"epochs": 20, "learning_rate": 5e-3, "rows_learning_rate": 1e-2},
             "evaluate": {"exclude_history": False, "ks": [1, 5], "baselines": ["popularity"]},
         }
     )

@@ -110,7 +110,11 @@ def test_a_taught_model_learns_the_planted_rule(method, tiny_backbone, log, item
     split = leave_one_out(log)
     index = build_index(method, items, split.train, IndexSettings(levels=2, codebook_size=6))
     settings = TrainSettings(
-        teacher="sasrec", epochs=30, learning_rate=5e-3, rows_learning_rate=1e-2, checkpoint_steps=0
+        teacher="sasrec",
+        epochs=25 if method == "rq_kmeans" else 10,
+        learning_rate=5e-3,
+        rows_learning_rate=1e-2,
+        checkpoint_steps=0,
     )
     run = finetune(
         tiny_backbone,

@@ -1,0 +1,59 @@
+"""One process or several: who is the first, and where they meet."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+
+def num_processes() -> int:
+    """Returns the number of processes of this launch, as its launcher set it; 1 for a plain run."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def rank() -> int:
+    """Returns this process's number, from 0."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def is_main_process() -> bool:
+    """Returns whether this process is the first, which alone writes files and prints."""
+    return rank() == 0
+
+
+def process_state() -> Any:
+    """Returns accelerate's state, in which the processes have met; its ``device`` is this process's.
+
+    Left to itself accelerate takes several processes on a machine without an accelerator for unrelated
+    ones, so the CPU is named.
+    """
+    import torch
+    from accelerate import PartialState
+
+    return PartialState(cpu=not torch.accelerator.is_available())
+
+
+def wait() -> None:
+    """Returns when every process is here."""
+    if num_processes() > 1:
+        process_state().wait_for_everyone()
+
+
+def from_main(value: Any) -> Any:
+    """Returns the main process's value in every process."""
+    if num_processes() == 1:
+        return value
+    from accelerate.utils import broadcast_object_list
+
+    process_state()
+    return broadcast_object_list([value])[0]
+
+
+def gather_dict(part: dict) -> dict:
+    """Returns the union of every process's dictionary, in every process."""
+    if num_processes() == 1:
+        return part
+    from accelerate.utils import gather_object
+
+    process_state()
+    return dict(gather_object(list(part.items())))
