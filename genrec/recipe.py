@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from genrec.core.errors import RecipeError, nearest
 from genrec.evaluation.protocol import EvaluateSettings
@@ -68,6 +68,17 @@ class Recipe(BaseModel):
         default_factory=SASRecSettings, description="SASRec, the baseline that may also teach."
     )
     evaluate: EvaluateSettings = Field(default_factory=EvaluateSettings, description="Measurement.")
+
+    @model_validator(mode="after")
+    def _history_is_one_rule(self) -> Recipe:
+        learned = [name for name in ("train", "sasrec") if getattr(self, name).exclude_history]
+        if learned and not self.evaluate.exclude_history:
+            raise ValueError(
+                f"evaluate.exclude_history=false ranks items of the history, but {learned[0]}.exclude_history "
+                "leaves them out of the loss. Set evaluate.exclude_history, train.exclude_history and "
+                "sasrec.exclude_history to false where users take items again"
+            )
+        return self
 
 
 _SEEDED = ("index", "tasks", "train", "sasrec")
@@ -189,6 +200,8 @@ def _validate(tree: dict[str, Any], source: str) -> Recipe:
                 elsewhere = [key for key in keys if key.rpartition(".")[2] == last]
                 hint = f" Did you mean {elsewhere[0]!r}?" if elsewhere else nearest(where, siblings + groups)
                 lines.append(f"Unknown key {where!r}.{hint or nearest(where, keys)}")
+            elif not where:
+                lines.append(problem["msg"].removeprefix("Value error, ") + ".")
             else:
                 lines.append(f"{where}: {problem['msg']}, got {problem['input']!r}.")
         raise RecipeError(f"{source} is not valid:\n  " + "\n  ".join(lines)) from None

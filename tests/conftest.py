@@ -59,8 +59,8 @@ def make_tiny_backbone(folder: Path, **changes: object) -> str:
     config = LlamaConfig(
         **{
             "vocab_size": len(fast),
-            "hidden_size": 32,
-            "intermediate_size": 64,
+            "hidden_size": 64,
+            "intermediate_size": 128,
             "num_hidden_layers": 2,
             "num_attention_heads": 4,
             "num_key_value_heads": 2,

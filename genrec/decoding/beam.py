@@ -20,9 +20,9 @@ class ConstrainedDecoder:
     """Ranks items for histories with a tuned model.
 
     A prompt is encoded once. At each level the beams' next tokens are scored among the identifier tokens
-    of that level and only children of the trie are kept, so the score of an item is the sum of
-    ``log p(token | prompt, tokens before, level)``: full-level log-probability, not renormalised over
-    the allowed children. Equal scores are ordered by the rank of the prefix, then by token.
+    of that level, without those below which every item is excluded, and only children of the trie are
+    kept. So the score of an item is the sum of ``log p(token | prompt, tokens before, level, not
+    excluded)``, which is what training maximises; it is not renormalised over the trie. Equal scores are ordered by the rank of the prefix, then by token.
     """
 
     def __init__(self, model: RecommenderModel, renderer: Renderer) -> None:
@@ -92,7 +92,6 @@ class ConstrainedDecoder:
         scores = torch.zeros(batch, 1, device=device)
         rows = torch.arange(batch, device=device)[:, None]
         for level in range(self.depth):
-            log_probs = self.model.level_log_probs(hidden, level)
             start = self._child_start[nodes]
             count = self._child_start[nodes + 1] - start
             slot = torch.arange(int(count.max()), device=device)
@@ -101,8 +100,12 @@ class ConstrainedDecoder:
             tokens, children = self._child_token[slot], self._child_node[slot]
             left = allowed_before[rows[..., None], self._leaf_end[children]]
             left = left - allowed_before[rows[..., None], self._leaf_start[children]]
+            gone = real & (left <= 0)
+            excluded = torch.zeros(*nodes.shape, len(self.index.tokens), dtype=torch.bool, device=device)
+            excluded[(*torch.nonzero(gone, as_tuple=True)[:2], tokens[gone])] = True
+            log_probs = self.model.level_log_probs(hidden, level, excluded)
             grown = (scores[..., None] + log_probs.gather(-1, tokens).float()).masked_fill(
-                ~real | (left <= 0), float("-inf")
+                ~real | gone, float("-inf")
             )
             # A finished item has no children; it stays in the race as itself.
             ended = scores.masked_fill(self._node_item[nodes] < 0, float("-inf"))[..., None]

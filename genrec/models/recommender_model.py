@@ -99,6 +99,7 @@ class RecommenderModel(nn.Module):
             "backbone": name,
             "layers": layers,
             "shape": _shape(backbone),
+            "dtype": str(backbone.dtype).removeprefix("torch."),
             "adapter": adapter,
             "index_hash": index.hash,
         }
@@ -135,14 +136,25 @@ class RecommenderModel(nn.Module):
         """Returns the body's output (``last_hidden_state``, cache) without any vocabulary logits."""
         return self.backbone.base_model(input_ids=input_ids, **inputs)
 
-    def level_log_probs(self, hidden: torch.Tensor, level: int) -> torch.Tensor:
+    def level_log_probs(
+        self, hidden: torch.Tensor, level: int, excluded: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Returns log-probabilities ``(..., new tokens)`` over the identifier tokens of one level.
 
-        Tokens of other levels are at minus infinity. This is what training maximises and what decoding
-        adds up: the probability of a token given that an identifier token of that level comes.
+        Tokens of other levels, and the ``excluded`` ones, are at minus infinity. This is what training
+        maximises and what decoding adds up: the probability of a token given that an identifier token of
+        that level comes, below which there is an item that may come.
+
+        Args:
+            hidden: ``(..., width)`` states of the body.
+            level: Position in a code.
+            excluded: ``(..., new tokens)`` bool, or None.
         """
+        out = self.token_level != level
+        if excluded is not None:
+            out = out | excluded
         scores = self.backbone.get_output_embeddings().new_scores(hidden)
-        return scores.masked_fill(self.token_level != level, float("-inf")).log_softmax(-1)
+        return scores.masked_fill(out, float("-inf")).log_softmax(-1)
 
     def forward(
         self,
@@ -150,6 +162,7 @@ class RecommenderModel(nn.Module):
         attention_mask: torch.Tensor,
         labels: torch.Tensor,
         num_items_in_batch: torch.Tensor | int | None = None,
+        excluded: torch.Tensor | None = None,
         soft_targets: torch.Tensor | None = None,
         soft_weight: float = 0.0,
         **_: Any,
@@ -166,6 +179,7 @@ class RecommenderModel(nn.Module):
                 position's own token, predicted from the one before.
             num_items_in_batch: Number of labels of the whole step over all processes and accumulated
                 batches, by which the sum is divided; None divides by this batch's own.
+            excluded: ``(identifier labels, new tokens)`` bool, tokens that are no candidates there, or None.
             soft_targets: ``(identifier labels, new tokens)`` distributions of a teacher, or None.
             soft_weight: Share of the cross-entropy to the teacher in the loss of identifier labels.
         """
@@ -176,11 +190,13 @@ class RecommenderModel(nn.Module):
         head = self.backbone.get_output_embeddings()
         new = targets[identifier] - self.first_id
         scores = head.new_scores(states[identifier])
-        other_level = self.token_level[None, :] != self.token_level[new][:, None]
-        log_probs = scores.masked_fill(other_level, float("-inf")).log_softmax(-1)
+        out = self.token_level[None, :] != self.token_level[new][:, None]
+        if excluded is not None:
+            out = out | excluded
+        log_probs = scores.masked_fill(out, float("-inf")).log_softmax(-1)
         loss = nn.functional.nll_loss(log_probs, new, reduction="sum")
         if soft_targets is not None:
-            told = -(soft_targets * log_probs.masked_fill(other_level, 0.0)).sum()
+            told = -(soft_targets * log_probs.masked_fill(out, 0.0)).sum()
             loss = (1 - soft_weight) * loss + soft_weight * told
         if not bool(identifier.all()):
             scores = head(states[~identifier]).float()
@@ -267,6 +283,12 @@ class RecommenderModel(nn.Module):
     def load(cls, folder: str | Path, index: ItemIndex, dtype: Dtype = "auto") -> RecommenderModel:
         """Returns the model that ``save`` wrote, its backbone loaded by name, on the GPU where there is one.
 
+        Args:
+            folder: What ``save`` wrote.
+            index: The index it was trained with.
+            dtype: Of the frozen weights; ``"auto"`` is what they were trained beside, on any machine, since
+                another type gives other scores.
+
         Raises:
             RunError: If files are missing or broken, or the index is not the one it was trained with.
             ModelError: If the backbone cannot be loaded or has another shape now.
@@ -277,7 +299,9 @@ class RecommenderModel(nn.Module):
                 f"{folder} was trained with the index {about['index_hash'][:12]}, not with the given one "
                 f"({index.hash[:12]}). Use the index saved beside it."
             )
-        backbone, tokenizer = load_backbone(about["backbone"], about["layers"], dtype)
+        backbone, tokenizer = load_backbone(
+            about["backbone"], about["layers"], about["dtype"] if dtype == "auto" else dtype
+        )
         if (now := _shape(backbone)) != about["shape"]:
             raise ModelError(
                 f"{about['backbone']} has the shape {now} now; {folder} was trained on {about['shape']}."

@@ -46,7 +46,8 @@ class SASRec(nn.Module):
     """Self-attentive sequential recommendation (Kang and McAuley, ICDM 2018), scored on all items.
 
     Differs from the paper: loss is cross-entropy over the whole catalogue at every position instead of
-    one sampled negative; layers are normalised first, with GELU and a feed-forward of four times the
+    one sampled negative, without the items that the user took before unless
+    ``SASRecSettings.exclude_history`` is off; layers are normalised first, with GELU and a feed-forward of four times the
     width; dropout is on the input and on the output of each part, not on attention weights, which on a
     CPU cost more to drop than to compute.
     """
@@ -104,6 +105,29 @@ def _pad(histories: Sequence[Sequence[int]], fill: int) -> torch.Tensor:
     return padded
 
 
+def taken_before(items: torch.Tensor, rows: torch.Tensor, slots: torch.Tensor, no_item: int) -> torch.Tensor:
+    """Returns, for targets at ``items[rows, slots]``, the other items that come before in the same row.
+
+    Args:
+        items: ``(batch, length)`` item positions, padded with ``no_item``.
+        rows: ``(targets,)``.
+        slots: ``(targets,)``.
+        no_item: What fills the result, ``(targets, length)``, where there is no such item.
+    """
+    before = torch.arange(items.shape[1], device=items.device) < slots[:, None]
+    others = items[rows]
+    return torch.where(before & (others != items[rows, slots][:, None]), others, no_item)
+
+
+def leave_out(scores: torch.Tensor, taken: torch.Tensor) -> torch.Tensor:
+    """Returns scores ``(targets, items)`` with minus infinity at items ``(targets, any number)``.
+
+    Positions from ``items`` on leave nothing out.
+    """
+    out = torch.zeros(len(scores), scores.shape[1] + 1, dtype=torch.bool, device=scores.device)
+    return scores.masked_fill(out.scatter_(1, taken, True)[:, :-1], float("-inf"))
+
+
 @torch.inference_mode()
 def sasrec_scores(model: SASRec, histories: Sequence[Sequence[int]], batch_size: int = 128) -> np.ndarray:
     """Returns float32 scores ``(histories, items)`` of every item after each history of positions."""
@@ -151,8 +175,12 @@ def train_sasrec(
                 group["lr"] = s.learning_rate * min(1.0, done + 0.05) * (1 - done / s.epochs)
             batch = _pad(rows[first : first + s.batch_size], len(item_ids)).to(device)
             learned = batch[:, 1:] != len(item_ids)
-            states = model(batch[:, :-1])[learned]
-            loss = nn.functional.cross_entropy(model.scores(states), batch[:, 1:][learned])
+            scores = model.scores(model(batch[:, :-1])[learned])
+            if s.exclude_history:
+                users, places = torch.nonzero(learned, as_tuple=True)
+                taken = taken_before(batch, users, places + 1, len(item_ids))
+                scores = leave_out(scores, taken)
+            loss = nn.functional.cross_entropy(scores, batch[:, 1:][learned])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

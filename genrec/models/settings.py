@@ -14,6 +14,11 @@ class SASRecSettings(BaseModel):
     layers: int = Field(2, ge=1, description="Transformer layers.")
     heads: int = Field(2, ge=1, description="Attention heads.")
     max_history: int = Field(100, ge=2, description="Most items of a history.")
+    exclude_history: bool = Field(
+        True,
+        description="Whether the loss leaves out the items of the history, as ranking does "
+        "(see train.exclude_history).",
+    )
     dropout: float = Field(0.3, ge=0, lt=1, description="Dropout everywhere.")
     learning_rate: float = Field(
         4e-3, gt=0, description="Peak rate of Adam: it rises for one epoch and falls linearly to 0."

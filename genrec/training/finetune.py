@@ -74,7 +74,7 @@ def finetune(
     from genrec.models.recommender_model import RecommenderModel
     from genrec.models.sasrec import train_sasrec
     from genrec.models.vocabulary import initial_rows
-    from genrec.training.distill import Distiller
+    from genrec.training.targets import ItemTargets
     from genrec.training.trainer import (
         ItemTrainer,
         MarkComplete,
@@ -127,10 +127,9 @@ def finetune(
         lora_dropout=settings.lora_dropout,
     )
     renderer = Renderer(tokenizer, index, tasks.form, tasks.max_history)
-    distiller = Distiller(teacher, index, recommender.first_id) if teacher is not None else None
-    if distiller is not None:
-        distiller.check(tasks.max_history)
-    rows = TokenRows(data["train"], renderer, distiller)
+    targets = ItemTargets(index, recommender.first_id, settings.exclude_history, teacher)
+    targets.check(tasks.max_history)
+    rows = TokenRows(data["train"], renderer, targets)
     if longest and int(rows.lengths.max()) > longest:
         raise RecipeError(
             f"The longest row has {int(rows.lengths.max()):,} tokens; {backbone} reads at most {longest:,}. "
@@ -175,7 +174,7 @@ def finetune(
     )
     trainer = ItemTrainer(
         step_rows=settings.batch_size,
-        distiller=distiller,
+        targets=targets,
         teacher_weight=settings.teacher_weight,
         model=recommender,
         args=arguments,

@@ -40,6 +40,11 @@ class TrainSettings(BaseModel):
     lora_r: int = Field(16, ge=1, description="Rank of LoRA, on every linear layer of the body.")
     lora_alpha: int = Field(32, ge=1, description="LoRA's scale is lora_alpha / lora_r.")
     lora_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on LoRA's input.")
+    exclude_history: bool = Field(
+        True,
+        description="Whether the loss of an item leaves out those of its history, as ranking does with "
+        "evaluate.exclude_history. Turn both off where users take items again.",
+    )
     teacher: Literal["none", "sasrec"] = Field(
         "none",
         description="A sequence recommender, trained on the same training histories, whose distribution over "

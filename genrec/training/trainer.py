@@ -22,20 +22,20 @@ from genrec.core.processes import is_main_process
 from genrec.core.progress import say
 from genrec.models.recommender_model import RecommenderModel
 from genrec.tasks import Renderer
-from genrec.training.distill import Distiller
+from genrec.training.targets import ItemTargets
 
 COMPLETE, BEGUN = "COMPLETE", "BEGUN"
 
 
 class TokenRows(Dataset):
-    """Rows as ``input_ids`` and ``labels``, rendered once; with a distiller also ``items`` and ``slots``."""
+    """Rows as ``input_ids`` and ``labels``, with ``items`` and ``slots`` of ``ItemTargets``, rendered once."""
 
-    def __init__(self, rows: Any, renderer: Renderer, distiller: Distiller | None = None) -> None:
+    def __init__(self, rows: Any, renderer: Renderer, targets: ItemTargets) -> None:
         pairs = zip(rows["prompt"], rows["completion"], strict=True)
         self.rows = [renderer.row_ids(prompt, completion) for prompt, completion in pairs]
         if not self.rows:
             raise DataError("There is no training row: every user has fewer interactions than a row needs.")
-        self.parts = [distiller.read_row(*row) for row in self.rows] if distiller else None
+        self.parts = [targets.read_row(*row) for row in self.rows]
         self.lengths = np.array([len(ids) for ids, _ in self.rows])
 
     def __len__(self) -> int:
@@ -43,10 +43,8 @@ class TokenRows(Dataset):
 
     def __getitem__(self, row: int) -> dict[str, list[int]]:
         ids, labels = self.rows[row]
-        parts = {}
-        if self.parts is not None:
-            parts = dict(zip(("items", "slots"), self.parts[row], strict=True))
-        return {"input_ids": ids, "labels": labels} | parts
+        items, slots = self.parts[row]
+        return {"input_ids": ids, "labels": labels, "items": items, "slots": slots}
 
     @property
     def num_targets(self) -> int:
@@ -54,7 +52,7 @@ class TokenRows(Dataset):
         return sum(label != -100 for _, labels in self.rows for label in labels)
 
 
-def collate(rows: Sequence[dict[str, list[int]]], no_item: int = 0) -> dict[str, torch.Tensor]:
+def collate(rows: Sequence[dict[str, list[int]]], no_item: int) -> dict[str, torch.Tensor]:
     """Returns every column of the rows, ``(batch, longest)``, padded on the right, and ``attention_mask``.
 
     Args:
@@ -104,17 +102,16 @@ class ItemTrainer(Trainer):
     """A Trainer whose checkpoints hold what is trained, and whose order ignores the number of processes."""
 
     def __init__(
-        self, *, step_rows: int, distiller: Distiller | None, teacher_weight: float, **arguments: Any
+        self, *, step_rows: int, targets: ItemTargets, teacher_weight: float, **arguments: Any
     ) -> None:
-        self._step_rows, self._distiller, self._teacher_weight = step_rows, distiller, teacher_weight
+        self._step_rows, self._targets, self._teacher_weight = step_rows, targets, teacher_weight
         super().__init__(**arguments)
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *arguments: Any, **options: Any) -> Any:
-        """Returns the model's loss, with the teacher's targets added where there is one."""
-        if self._distiller is not None:
-            soft = self._distiller.targets(inputs)
-            inputs = {name: value for name, value in inputs.items() if name not in ("items", "slots")}
-            inputs |= {"soft_targets": soft, "soft_weight": self._teacher_weight}
+        """Returns the model's loss, with what ``ItemTargets`` says of each label."""
+        about = self._targets.of(inputs)
+        inputs = {name: value for name, value in inputs.items() if name not in ("items", "slots")}
+        inputs |= about | {"soft_weight": self._teacher_weight}
         return super().compute_loss(model, inputs, *arguments, **options)
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler:

@@ -18,11 +18,11 @@ def backbone(request, tiny_backbone, untied_backbone):
 def test_the_extended_model_is_the_resized_model(backbone):
     """Logits equal those of transformers' own resize with the same rows."""
     tokens = ["<a_0>", "<a_1>", "<b_0>"]
-    rows = torch.randn(3, 32, generator=torch.Generator().manual_seed(1))
-    ours, tokenizer = load_backbone(backbone)
+    rows = torch.randn(3, 64, generator=torch.Generator().manual_seed(1))
+    ours, tokenizer = load_backbone(backbone, dtype="float32")
     old = len(tokenizer)
     extend_vocabulary(ours, tokenizer, tokens, rows)
-    theirs, _ = load_backbone(backbone)
+    theirs, _ = load_backbone(backbone, dtype="float32")
     theirs.resize_token_embeddings(old + 3, mean_resizing=False)
     with torch.no_grad():
         theirs.get_input_embeddings().weight[old:] = rows
@@ -34,25 +34,25 @@ def test_the_extended_model_is_the_resized_model(backbone):
 
 
 def test_a_known_token_is_refused(tiny_backbone):
-    model, tokenizer = load_backbone(tiny_backbone)
+    model, tokenizer = load_backbone(tiny_backbone, dtype="float32")
     with pytest.raises(ModelError, match="'lamp' already|already, first"):
-        extend_vocabulary(model, tokenizer, ["<s>"], torch.zeros(1, 32))
+        extend_vocabulary(model, tokenizer, ["<s>"], torch.zeros(1, 64))
 
 
 @pytest.mark.parametrize(("text", "width"), [(False, 0), (True, 0), (True, 6), (False, 6)])
 def test_rows_start_finite_and_apart(text, width, tiny_backbone, log, items):
-    model, tokenizer = load_backbone(tiny_backbone)
+    model, tokenizer = load_backbone(tiny_backbone, dtype="float32")
     split = leave_one_out(log)
     index = build_index("independent", items, split.train)
     vectors = np.random.default_rng(0).normal(size=(24, width)) if width else None
     rows = initial_rows(model, tokenizer, index, items, text, vectors, 0)
-    assert rows.shape == (24, 32)
+    assert rows.shape == (24, 64)
     assert rows.isfinite().all()
     assert len(rows.unique(dim=0)) > 20
 
 
 def test_a_token_starts_as_the_mean_of_its_items(tiny_backbone, log, items):
-    model, tokenizer = load_backbone(tiny_backbone)
+    model, tokenizer = load_backbone(tiny_backbone, dtype="float32")
     split = leave_one_out(log)
     index = build_index("random", items, split.train, IndexSettings(levels=2, codebook_size=8))
     rows = initial_rows(model, tokenizer, index, items, True, None, 0)
@@ -69,7 +69,7 @@ def test_a_token_starts_as_the_mean_of_its_items(tiny_backbone, log, items):
 def model_for(backbone, log, items, adapter="lora"):
     split = leave_one_out(log)
     index = build_index("random", items, split.train, IndexSettings(levels=2, codebook_size=8))
-    lm, tokenizer = load_backbone(backbone)
+    lm, tokenizer = load_backbone(backbone, dtype="float32")
     rows = initial_rows(lm, tokenizer, index, items, True, None, 0)
     model = RecommenderModel.create(
         lm, tokenizer, index, rows, name=backbone, layers=None, adapter=adapter, lora_r=4

@@ -1,0 +1,133 @@
+"""What the token at a label is told apart from, and what a teacher says should come there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from genrec.core.errors import RecipeError
+from genrec.indexing import ItemIndex
+from genrec.models.sasrec import SASRec, leave_out, taken_before
+
+
+class ItemTargets:
+    """Reads the items of a row, and turns them into what the loss needs at each identifier label.
+
+    ``excluded``: where a user takes no item twice, ranking leaves out the items of the history. The loss
+    then leaves them out too: an identifier token below which every item is in the row's history already is
+    no candidate at a label, unless it is the label. So training maximises the probability that ranking
+    sorts by, and nothing is spent on learning that what was seen does not come again. This is genrec's own.
+
+    ``soft_targets``: at a token of level l of an item's code, the teacher's distribution over all items
+    (but those excluded), given the items before in the row, is restricted to those that share the code's
+    first tokens and added up by their next token. Knowledge distillation is Hinton et al. (2015); the
+    marginalisation over codes is genrec's own. An item without a predecessor in its row has its own token
+    as the whole target.
+
+    Args:
+        index: The items' codes.
+        first_id: Token id of the index's first token.
+        exclude_history: Whether ``excluded`` is made.
+        teacher: Whose distributions ``soft_targets`` are, or None.
+    """
+
+    def __init__(
+        self, index: ItemIndex, first_id: int, exclude_history: bool, teacher: SASRec | None = None
+    ) -> None:
+        self.index, self.first_id, self.exclude_history = index, first_id, exclude_history
+        self.teacher = teacher.eval() if teacher is not None else None
+        trie = index.trie_of_tokens
+        column = {token: number for number, token in enumerate(index.tokens)}
+        self._item = {
+            tuple(first_id + column[token] for token in code): row
+            for row, code in enumerate(index.codes.values())
+        }
+        # One row more than there are items, for padding: it has no token, so that it matches nothing.
+        size = (len(index.codes) + 1, trie.depth)
+        self._token, self._prefix = torch.full(size, -1), torch.full(size, -1)
+        self._num_below = torch.zeros(size, dtype=torch.int32)
+        for row, code in enumerate(index.codes.values()):
+            numbers = [column[token] for token in code]
+            for level, number in enumerate(numbers):
+                node, child = trie.find(numbers[:level]), trie.find(numbers[: level + 1])
+                assert node is not None
+                assert child is not None
+                self._token[row, level], self._prefix[row, level] = number, node
+                self._num_below[row, level] = int(trie.leaf_end[child] - trie.leaf_start[child])
+
+    def check(self, max_history: int) -> None:
+        """Raises RecipeError if rows may have more items than the teacher reads."""
+        if self.teacher is not None and max_history > self.teacher.settings.max_history:
+            raise RecipeError(
+                f"tasks.max_history={max_history} is more than the {self.teacher.settings.max_history} items "
+                "that the teacher reads. Lower it, or set train.teacher=none."
+            )
+
+    def read_row(self, ids: Sequence[int], labels: Sequence[int]) -> tuple[list[int], list[int]]:
+        """Returns the items of a row, and for each token which of them it is learned for, -1 for none."""
+        items: list[int] = []
+        code: list[int] = []
+        slots = [-1] * len(ids)
+        for place, token in enumerate(ids):
+            if token < self.first_id:
+                code = []
+                continue
+            code.append(token)
+            if labels[place] != -100:
+                slots[place] = len(items)
+            if (item := self._item.get(tuple(code))) is not None:
+                items.append(item)
+                code = []
+        return items, slots
+
+    @torch.no_grad()
+    def of(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Returns ``excluded`` and ``soft_targets``, ``(learned identifier tokens, new tokens)``, as asked for.
+
+        Rows come in the order of the labels.
+
+        Args:
+            inputs: A batch with ``labels`` and, ``(batch, ...)``, the padded ``items`` and ``slots``.
+        """
+        device = inputs["labels"].device
+        self._token, self._prefix = self._token.to(device), self._prefix.to(device)
+        self._num_below = self._num_below.to(device)
+        labels, slots, items = inputs["labels"][:, 1:], inputs["slots"][:, 1:], inputs["items"]
+        rows, places = torch.nonzero(labels >= self.first_id, as_tuple=True)
+        slot, token = slots[rows, places], labels[rows, places] - self.first_id
+        target = items[rows, slot]
+        level = (self._token[target] == token[:, None]).long().argmax(1)
+        num_items, num_tokens = len(self.index.codes), len(self.index.tokens)
+
+        taken = taken_before(items, rows, slot, num_items)
+        found = {}
+        if self.exclude_history:
+            # An item taken twice counts once: sorted, its other copies become padding.
+            once = taken.sort(1).values
+            again = torch.nn.functional.pad(once[:, 1:] == once[:, :-1], (1, 0))
+            once = once.masked_fill(again, num_items)
+            same_prefix = self._prefix[once, level[:, None]] == self._prefix[target, level][:, None]
+            column = torch.where(same_prefix, self._token[once, level[:, None]], num_tokens)
+            count = torch.zeros(len(rows), num_tokens + 1, dtype=torch.int32, device=device)
+            count.scatter_add_(1, column, torch.ones_like(column, dtype=torch.int32))
+            below = torch.ones_like(count).scatter_(1, column, self._num_below[once, level[:, None]])
+            found["excluded"] = (count == below)[:, :num_tokens]
+        if self.teacher is not None:
+            self.teacher.to(device)
+            soft = torch.zeros(len(rows), num_tokens, device=device)
+            known = slot > 0
+            soft[torch.nonzero(~known).flatten(), token[~known]] = 1.0
+            if bool(known.any()):
+                states = self.teacher(items)[rows[known], slot[known] - 1]
+                scores = self.teacher.scores(states)
+                if self.exclude_history:
+                    scores = leave_out(scores, taken[known])
+                prefix, level = self._prefix[target[known], level[known]], level[known]
+                allowed = prefix[:, None] == self._prefix[:num_items, level].T
+                columns = self._token[:num_items, level].T.clamp(min=0)
+                part = torch.zeros(len(scores), num_tokens, device=device)
+                part.scatter_add_(1, columns, scores.softmax(-1) * allowed)
+                soft[known] = part / part.sum(1, keepdim=True).clamp(min=1e-30)
+            found["soft_targets"] = soft
+        return found
