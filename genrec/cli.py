@@ -33,7 +33,10 @@ def build_parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text.capitalize() + ".")
         command.add_argument("recipe", help="recipe file, shipped name, or run folder")
         command.add_argument(
-            "overrides", nargs="*", metavar="key=value", help="changes to the recipe, such as train.epochs=2"
+            "overrides",
+            nargs="*",
+            metavar="key=value",
+            help="changes to the recipe, such as train.epochs=2 (genrec keys lists all)",
         )
     check = commands.add_parser(
         "check", help="print the resolved recipe and three rendered rows with their label masks"

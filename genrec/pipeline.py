@@ -273,6 +273,10 @@ class Pipeline:
                 "on": settings.on,
                 "candidates": "all items",
                 "exclude_history": settings.exclude_history,
+                "losses_exclude_history": {
+                    "train": r.train.exclude_history,
+                    "sasrec": r.sasrec.exclude_history,
+                },
                 "beams": max(settings.beams, k),
                 "num_users": len(held_out),
                 "num_items": len(items),

@@ -27,7 +27,10 @@ def rows(report: dict[str, Any]) -> list[tuple[str, dict[str, float]]]:
 def protocol_line(report: dict[str, Any]) -> str:
     """Returns one sentence that says how the numbers were made."""
     p = report["protocol"]
+    learned = [p["losses_exclude_history"][name] for name in ("train", "sasrec")]
     seen = "left out" if p["exclude_history"] else "allowed"
+    if p["exclude_history"]:
+        seen += f" of rankings{', of losses too' if all(learned) else ' only' if not any(learned) else ''}"
     k = max(int(name.split("@")[1]) for name in metric_names(report["metrics"]))
     rate = report["metrics"][f"HR@{k}"]
     interval = 1.96 * math.sqrt(rate * (1 - rate) / p["num_users"])

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from genrec.core.errors import ModelError, nearest, require
 from genrec.core.files import atomic_path
 from genrec.core.packages import PackagedFiles, cache_dir, fetch
+from genrec.core.processes import process_state
 from genrec.core.progress import timed
 
 if TYPE_CHECKING:
@@ -54,9 +55,13 @@ def load_backbone(
             config.num_hidden_layers = layers
             if getattr(config, "layer_types", None):
                 config.layer_types = config.layer_types[:layers]
+        kind = resolve_dtype(dtype)
+        # On a CPU the backward pass of torch's fused attention took 10 times as long in bfloat16 as the
+        # plain one (16 rows of 51 tokens, 9 heads: 82 ms of a step of 600 ms).
+        plain = str(kind) == "torch.bfloat16" and process_state().device.type == "cpu"
         with _quiet():
             model = transformers.AutoModelForCausalLM.from_pretrained(
-                source, config=config, dtype=resolve_dtype(dtype)
+                source, config=config, dtype=kind, attn_implementation="eager" if plain else None
             )
         return model, transformers.AutoTokenizer.from_pretrained(source)
 

@@ -63,7 +63,9 @@ class ExtendedHead(nn.Module):
 
     def new_scores(self, hidden: torch.Tensor) -> torch.Tensor:
         """Returns the logits of the new tokens only, ``(..., new tokens)``, in the rows' type."""
-        return hidden.to(self.rows.dtype) @ self.rows.T
+        # Under autocast the logits of items would be rounded to bfloat16 in training, and not in serving.
+        with torch.autocast(hidden.device.type, enabled=False):
+            return hidden.to(self.rows.dtype) @ self.rows.T
 
 
 def add_identifier_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> None:

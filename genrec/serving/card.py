@@ -71,7 +71,8 @@ recommender.recommend([["ITEM_ID", "ITEM_ID"]], k=10)
 ## What it is made of
 
 - Backbone: {training["backbone"]}, {training["layers"]} layers kept; {training["num_trainable"]:,} of
-  {training["num_weights"]:,} weights trained ({recipe.train.adapter}); {report["model_mb"]} MB saved. The backbone
+  {training["num_weights"]:,} weights trained ({recipe.train.adapter}), the frozen ones held in
+  {training["dtype"]}; {report["model_mb"]} MB saved. The backbone
   itself is not in these files, and its licence applies.
 - Data: {data["source"]}, {kept["interactions"]:,} interactions of {kept["users"]:,} users and {kept["items"]:,}
   items, SHA-256 of the prepared log {data["log_sha256"][:16]}. Ties in time: {data["tie_rule"]}

@@ -70,6 +70,8 @@ def finetune(
     """
     require("peft", "train")
     transformers = require("transformers", "train")
+    import torch
+
     from genrec.models.backbone import load_backbone
     from genrec.models.recommender_model import RecommenderModel
     from genrec.models.sasrec import train_sasrec
@@ -143,13 +145,12 @@ def finetune(
 
     own = {id(row) for row in recommender.row_parameters()}
     body = [p for p in recommender.parameters() if p.requires_grad and id(p) not in own]
-    import torch
-
     optimizer = torch.optim.AdamW(
         [
             {"params": body, "lr": settings.learning_rate, "weight_decay": settings.weight_decay},
             {"params": recommender.row_parameters(), "lr": settings.rows_learning_rate, "weight_decay": 0.0},
-        ]
+        ],
+        fused=True,
     )
     arguments = transformers.TrainingArguments(
         output_dir=str(run / CHECKPOINTS),
@@ -158,6 +159,7 @@ def finetune(
         gradient_accumulation_steps=settings.accumulation,
         lr_scheduler_type="linear",
         warmup_steps=settings.warmup_steps,
+        bf16=lm.dtype == torch.bfloat16,  # beside bfloat16 weights the adapter is multiplied in it too
         max_grad_norm=settings.max_grad_norm,
         logging_steps=10,
         save_strategy="steps" if settings.checkpoint_steps else "no",
@@ -213,6 +215,7 @@ def finetune(
             {
                 "backbone": backbone,
                 "layers": lm.config.num_hidden_layers,
+                "dtype": recommender.about["dtype"],
                 "num_trainable": recommender.num_trainable,
                 "num_weights": all_weights,
                 "num_rows": len(rows),

@@ -109,7 +109,8 @@ class ItemTrainer(Trainer):
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *arguments: Any, **options: Any) -> Any:
         """Returns the model's loss, with what ``ItemTargets`` says of each label."""
-        about = self._targets.of(inputs)
+        with torch.autocast(inputs["labels"].device.type, enabled=False):
+            about = self._targets.of(inputs)
         inputs = {name: value for name, value in inputs.items() if name not in ("items", "slots")}
         inputs |= about | {"soft_weight": self._teacher_weight}
         return super().compute_loss(model, inputs, *arguments, **options)
