@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from genrec.core.errors import require
 from genrec.data_prep import HeldOut, ItemId, Split
+from genrec.evaluation.lists import NO_ITEM, top_columns
 from genrec.evaluation.metrics import ranking_metrics
 
 if TYPE_CHECKING:
@@ -51,10 +52,9 @@ def top_items(
     scores = np.array(scores, np.float64)
     for row, items in enumerate(exclude or []):
         scores[row, [position[item] for item in items]] = -np.inf
-    best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
     return [
-        [item_ids[column] for column in columns if scores[row, column] > -np.inf]
-        for row, columns in enumerate(best.tolist())
+        [item_ids[column] for column in columns if column != NO_ITEM]
+        for columns in top_columns(scores, k).tolist()
     ]
 
 
