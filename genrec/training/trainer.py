@@ -18,13 +18,13 @@ from torch.utils.data import Dataset, Sampler
 from transformers import Trainer, TrainerCallback
 
 from genrec.core.errors import DataError
-from genrec.core.processes import is_main_process
+from genrec.core.processes import is_main_process, wait
 from genrec.core.progress import say
 from genrec.models.recommender_model import RecommenderModel
 from genrec.tasks import Renderer
 from genrec.training.targets import ItemTargets
 
-COMPLETE, BEGUN = "COMPLETE", "BEGUN"
+COMPLETE, BEGUN, WEIGHTS = "COMPLETE", "BEGUN", "weights"
 
 
 class TokenRows(Dataset):
@@ -121,10 +121,11 @@ class ItemTrainer(Trainer):
         return LengthGroupedSampler(rows.lengths, self._step_rows, self.args.seed)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:  # noqa: ARG002
-        self._model.save(output_dir or str(self.args.output_dir))
+        # In a folder of its own, since save replaces the folder whole, and other processes write beside it.
+        self._model.save(Path(output_dir or str(self.args.output_dir)) / WEIGHTS)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:  # noqa: ARG002
-        self._model.load_weights(resume_from_checkpoint)
+        self._model.load_weights(Path(resume_from_checkpoint) / WEIGHTS)
 
     @property
     def _model(self) -> RecommenderModel:
@@ -135,7 +136,8 @@ class MarkComplete(TrainerCallback):
     """Marks a checkpoint once all its files are written, so that a cut one is never resumed from."""
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
-        """Writes the mark."""
+        """Writes the mark, once every process has written its part."""
+        wait()
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if args.should_save and folder.is_dir():
             (folder / COMPLETE).touch()

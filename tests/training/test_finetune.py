@@ -154,6 +154,32 @@ def test_a_killed_run_goes_on_and_ends_with_the_weights_of_an_uncut_one(tiny_bac
     assert trained_bytes(tmp_path / "cut") == trained_bytes(tmp_path / "whole")
 
 
+def test_a_checkpoint_keeps_what_another_process_wrote_first(
+    tiny_backbone, log, items, tmp_path, monkeypatch
+):
+    """Each process writes its own random state; a fast second one does so before the first saves weights."""
+    from genrec.training import trainer
+
+    save = trainer.ItemTrainer._save
+
+    def late(self, output_dir=None, state_dict=None):
+        Path(output_dir).mkdir(parents=True)
+        (Path(output_dir) / "rng_state_1.pth").touch()
+        save(self, output_dir, state_dict)
+
+    monkeypatch.setattr(trainer.ItemTrainer, "_save", late)
+    kept = []
+    monkeypatch.setattr(
+        trainer.MarkComplete,
+        "on_save",
+        lambda self, args, state, control, **_: kept.extend(
+            path.name for path in Path(args.output_dir).glob("checkpoint-*/rng_state_1.pth")
+        ),
+    )
+    tuned(tiny_backbone, log, items, tmp_path / "run", epochs=1, checkpoint_steps=5)
+    assert kept
+
+
 def test_a_cut_checkpoint_is_never_resumed_from(tmp_path):
     for step, complete in ((5, True), (10, True), (15, False)):
         folder = tmp_path / f"checkpoint-{step}"
