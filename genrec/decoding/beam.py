@@ -22,7 +22,8 @@ class ConstrainedDecoder:
     A prompt is encoded once. At each level the beams' next tokens are scored among the identifier tokens
     of that level, without those below which every item is excluded, and only children of the trie are
     kept. So the score of an item is the sum of ``log p(token | prompt, tokens before, level, not
-    excluded)``, which is what training maximises; it is not renormalised over the trie. Equal scores are ordered by the rank of the prefix, then by token.
+    excluded)``, which is what training maximises; it is not renormalised over the trie. Equal scores
+    are ordered by the rank of the prefix, then by token.
     """
 
     def __init__(self, model: RecommenderModel, renderer: Renderer) -> None:

@@ -52,17 +52,19 @@ class RankedLists:
                 f"{len(rankings):,} rankings for {len(wanted):,} targets; each user needs one of both, and there "
                 "must be a user. One who got nothing has an empty ranking."
             )
-        known = {item: number for number, item in enumerate(item_ids or ())}
+        number = {item: place for place, item in enumerate(item_ids or ())}
         if item_ids is not None:
             unknown = [
-                (user, item) for user, ranking in enumerate(rankings) for item in ranking if item not in known
+                (user, item)
+                for user, ranking in enumerate(rankings)
+                for item in ranking
+                if item not in number
             ]
             if unknown:
                 raise DataError(
                     f"{len(unknown):,} listed items are not in the catalogue of {len(item_ids):,} items, first "
                     f"{unknown[0][1]!r} in ranking {unknown[0][0]}. Rank items of the catalogue only."
                 )
-        number = known
         for item in chain.from_iterable(chain(rankings, wanted)):
             number.setdefault(item, len(number))
         width = max(1, *map(len, rankings))
@@ -84,21 +86,6 @@ class RankedLists:
         if same.any():
             raise DataError(f"An item is relevant twice for user {owner[order][1:][same][0]}.")
         return cls(items, relevant, start)
-
-    @classmethod
-    def from_scores(cls, scores: np.ndarray, relevant: np.ndarray, start: np.ndarray, k: int) -> RankedLists:
-        """Returns the k best columns of each row; equal scores go by column, minus infinity is left out.
-
-        Args:
-            scores: ``(users, items)``.
-            relevant: As the attribute.
-            start: As the attribute.
-            k: Length of the lists.
-
-        Raises:
-            DataError: If a score is NaN.
-        """
-        return cls(top_columns(scores, k), relevant, start)
 
     @property
     def num_users(self) -> int:
