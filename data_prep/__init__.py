@@ -3,7 +3,14 @@
 from genrec.data_prep.catalog import ItemCatalog
 from genrec.data_prep.datasets import DATASETS, load_dataset
 from genrec.data_prep.log import InteractionLog, ItemId, UserId
-from genrec.data_prep.split import HeldOut, Split, leave_one_out
+from genrec.data_prep.split import (
+    HeldOut,
+    Split,
+    SplitSettings,
+    global_temporal,
+    leave_one_out,
+    split_log,
+)
 
 __all__ = [
     "DATASETS",
@@ -12,7 +19,10 @@ __all__ = [
     "ItemCatalog",
     "ItemId",
     "Split",
+    "SplitSettings",
     "UserId",
+    "global_temporal",
     "leave_one_out",
     "load_dataset",
+    "split_log",
 ]

@@ -14,7 +14,7 @@ from genrec._version import __version__
 if TYPE_CHECKING:
     from genrec.core.errors import GenrecError
     from genrec.data_prep import InteractionLog, ItemCatalog, Split, leave_one_out, load_dataset
-    from genrec.evaluation import evaluate_rankings, ranking_metrics
+    from genrec.evaluation import EvaluateSettings, Judge, ranking_metrics
     from genrec.indexing import IndexSettings, ItemIndex, ItemTrie, build_index
     from genrec.serving import Recommendation, Recommender
     from genrec.tasks import TaskSettings, build_dataset
@@ -26,18 +26,20 @@ _HOMES = {
     "genrec.indexing": ("IndexSettings", "ItemIndex", "ItemTrie", "build_index"),
     "genrec.tasks": ("TaskSettings", "build_dataset"),
     "genrec.training": ("ModelSettings", "TrainSettings", "finetune"),
-    "genrec.evaluation": ("evaluate_rankings", "ranking_metrics"),
+    "genrec.evaluation": ("EvaluateSettings", "Judge", "ranking_metrics"),
     "genrec.serving": ("Recommendation", "Recommender"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "EvaluateSettings",
     "GenrecError",
     "IndexSettings",
     "InteractionLog",
     "ItemCatalog",
     "ItemIndex",
     "ItemTrie",
+    "Judge",
     "ModelSettings",
     "Recommendation",
     "Recommender",
@@ -47,7 +49,6 @@ __all__ = [
     "__version__",
     "build_dataset",
     "build_index",
-    "evaluate_rankings",
     "finetune",
     "leave_one_out",
     "load_dataset",

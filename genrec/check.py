@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from genrec.data_prep import leave_one_out, load_dataset
+from genrec.data_prep import load_dataset, split_log
 from genrec.indexing import build_index
 from genrec.models.vocabulary import add_identifier_tokens
 from genrec.recipe import dump_recipe, load_recipe
@@ -24,7 +24,7 @@ def check(source: str, overrides: Sequence[str]) -> None:
     data = recipe.data
     log, items = load_dataset(data.source, data.items, data.columns, data.on_bad_rows)
     log = log.k_core(data.user_core, data.item_core)
-    items, split = items.restrict_to_log(log), leave_one_out(log)
+    items, split = items.restrict_to_log(log), split_log(log, data.split)
     index = build_index(recipe.index.method, items, split.train, recipe.index)
     tokenizer = load_tokenizer(recipe.model.backbone)
     add_identifier_tokens(tokenizer, index.tokens)

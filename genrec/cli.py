@@ -31,13 +31,22 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, text in _STAGES.items():
         command = commands.add_parser(name, help=text, description=text.capitalize() + ".")
-        command.add_argument("recipe", help="recipe file, shipped name, or run folder")
+        optional = "?" if name == "evaluate" else None  # rankings may be judged without one
+        command.add_argument("recipe", nargs=optional, help="recipe file, shipped name, or run folder")
         command.add_argument(
             "overrides",
             nargs="*",
             metavar="key=value",
             help="changes to the recipe, such as train.epochs=2 (genrec keys lists all)",
         )
+        if name == "evaluate":
+            _add_judging(command)
+    compare = commands.add_parser(
+        "compare", help="finished runs in one table with paired tests; refuses runs not measured alike"
+    )
+    compare.add_argument("runs", nargs="+", help="folders of evaluated runs, or of judged rankings")
+    compare.add_argument("--metrics", nargs="+", default=[], help="what is tested, such as NDCG@10")
+    compare.add_argument("--html", metavar="FILE", help="write a page with plots, too")
     check = commands.add_parser(
         "check", help="print the resolved recipe and three rendered rows with their label masks"
     )
@@ -66,12 +75,40 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_judging(command: argparse.ArgumentParser) -> None:
+    """Adds the options that let genrec evaluate judge rankings not made by genrec."""
+    judging = command.add_argument_group(
+        "rankings from a file", "measured beside the recipe's baselines, or against a file of relevant items"
+    )
+    judging.add_argument(
+        "--rankings", metavar="FILE", help=".parquet, .jsonl, .csv, .tsv, .json or a TREC run"
+    )
+    judging.add_argument("--name", help="what tables call them (default: the file's name)")
+    judging.add_argument(
+        "--relevant",
+        metavar="FILE",
+        help="relevant items of each user (same kinds, or TREC qrels), in place of a recipe",
+    )
+    judging.add_argument("--metrics", nargs="+", default=["HR", "NDCG"], help="with --relevant")
+    judging.add_argument("--ks", nargs="+", type=int, default=[1, 5, 10], help="with --relevant")
+    judging.add_argument(
+        "--missing-users", choices=("error", "empty"), default="error", help="empty counts them as misses"
+    )
+    judging.add_argument(
+        "--unknown-items", choices=("error", "miss"), default="error", help="miss keeps their places"
+    )
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit status: 0, or 1 with a message for an error genrec knows."""
     options = build_parser().parse_args(arguments)
     try:
-        if options.command in _STAGES:
+        if options.command == "evaluate" and (options.rankings or options.relevant):
+            _judge(options)
+        elif options.command in _STAGES:
             _run(options.recipe, options.overrides, options.command)
+        elif options.command == "compare":
+            _compare(options)
         elif options.command == "check":
             from genrec.check import check
 
@@ -97,14 +134,58 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _run(source: str, overrides: Sequence[str], command: str) -> None:
+def _run(source: str | None, overrides: Sequence[str], command: str) -> None:
+    from genrec.core.errors import RecipeError
     from genrec.pipeline import Pipeline
     from genrec.recipe import load_recipe
 
+    if source is None:
+        raise RecipeError(
+            "Give a recipe, such as: genrec evaluate quickstart (or --rankings and --relevant)."
+        )
     pipeline = Pipeline(load_recipe(source, overrides))
     pipeline.run_until("evaluate" if command == "run" else command)
     if command in ("run", "evaluate"):
         pipeline.print_results()
+
+
+def _judge(options: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from genrec.core.errors import RecipeError
+
+    if not options.rankings or (options.recipe is None) == (options.relevant is None):
+        raise RecipeError("Give --rankings FILE, and either a recipe or --relevant FILE.")
+    if options.relevant:
+        from genrec.evaluation.offline import score_file, score_table
+
+        scored = score_file(
+            options.rankings, options.relevant, options.metrics, options.ks, options.missing_users
+        )
+        print(score_table(scored))
+        return
+    from genrec.pipeline import Pipeline
+    from genrec.recipe import load_recipe
+
+    Pipeline(load_recipe(options.recipe, options.overrides)).judge_file(
+        options.rankings,
+        options.name or Path(options.rankings).stem,
+        options.missing_users,
+        options.unknown_items,
+    )
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from genrec.evaluation.offline import compare_runs, comparison_text
+    from genrec.evaluation.page import write_comparison
+
+    comparison = compare_runs(options.runs, options.metrics)
+    print(comparison_text(comparison))
+    if options.html:
+        write_comparison(Path(options.html), comparison)
+        print(f"Page: {options.html}")
 
 
 def _keys() -> None:

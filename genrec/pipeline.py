@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+import shutil
+import time
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pa_parquet
+from pydantic import ValidationError
 
 from genrec.core.errors import DataError, RecipeError, require
-from genrec.core.files import atomic_path, hash_file, megabytes, read_json, write_json
+from genrec.core.files import atomic_path, hash_file, hash_value, megabytes, read_json, write_json
 from genrec.core.processes import from_main, gather_dict, is_main_process, num_processes, rank, wait
 from genrec.core.progress import say
-from genrec.data_prep import InteractionLog, ItemCatalog, Split, leave_one_out, load_dataset
-from genrec.evaluation import BASELINES, evaluate_rankings
-from genrec.evaluation.protocol import HeldOut, top_items
-from genrec.evaluation.report import comparison_table, examples
+from genrec.data_prep import HeldOut, InteractionLog, ItemCatalog, Split, load_dataset, split_log
+from genrec.evaluation.baselines import (
+    BASELINES,
+    SEQUENCE_MODELS,
+    Scorer,
+    TrainingLog,
+    check_baselines,
+    check_search,
+    search,
+    sequence_scorer,
+)
+from genrec.evaluation.page import write_page
+from genrec.evaluation.protocol import SEARCH_METRIC, Judge
+from genrec.evaluation.rankings import Rankings, align, read_rankings
+from genrec.evaluation.report import comparison_table, example_text, examples, model_label, write_values
+from genrec.evaluation.significance import compare_models
 from genrec.indexing import ItemIndex, build_index
 from genrec.recipe import Recipe, dump_recipe
 from genrec.runs import RunDir, versions
@@ -35,10 +48,11 @@ from genrec.training.finetune import (
 )
 
 LOG, REPORT, BASELINE_RANKINGS = "data/interactions.parquet", "data/report.json", "baselines"
-CATALOG, PREPARED_INDEX, SASREC = "data/items.parquet", "prepared_index", "sasrec"
+CATALOG, PREPARED_INDEX, SEARCH = "data/items.parquet", "prepared_index", "search"
 RANKINGS, METRICS, CARD = "rankings.parquet", "metrics.json", "README.md"
+VALUES, PAGE, JUDGED = "values.parquet", "report.html", "judged"
 
-STAGES = ("prepare", "index", "sasrec", "train", "baselines", "evaluate")
+STAGES = ("prepare", "index", *SEQUENCE_MODELS, "train", "baselines", "evaluate")
 
 
 class Pipeline:
@@ -52,21 +66,26 @@ class Pipeline:
         """Does every stage up to ``last`` that is not done yet, and returns the run directory."""
         if last not in STAGES:
             raise RecipeError(f"Unknown stage {last!r}. Allowed: {', '.join(STAGES)}.")
+        check_baselines(self.recipe.evaluate.baselines)
+        check_search(self.recipe.evaluate.search)
         if is_main_process():
             with atomic_path(self.run.path / "recipe.yaml") as part:
                 part.write_text(dump_recipe(self.recipe), encoding="utf-8")
         steps: dict[str, tuple[Callable[[], None], list[str]]] = {
             "prepare": (self._prepare, [LOG, CATALOG, REPORT]),
             "index": (self._index, [PREPARED_INDEX]),
-            "sasrec": (self._sasrec, [SASREC]),
+            **{kind: (partial(self._sequence, kind), [kind]) for kind in SEQUENCE_MODELS},
             "train": (
                 self._train,
                 [MODEL, INDEX, ITEMS, HISTORIES, SERVING_FILE, TRAINING_FILE],
             ),
             "baselines": (self._baselines, [BASELINE_RANKINGS]),
-            "evaluate": (self._evaluate, [RANKINGS, METRICS, CARD]),
+            "evaluate": (self._evaluate, [RANKINGS, VALUES, METRICS, PAGE, CARD]),
         }
-        wanted = [name for name in STAGES if name != "sasrec" or self._needs_sasrec]
+        skipped = {kind for kind in SEQUENCE_MODELS if not self._needs(kind)}
+        if last == "baselines":  # for judging rankings of others, which need no language model
+            skipped |= {"index", "train"}
+        wanted = [name for name in STAGES if name not in skipped]
         for number, name in enumerate(wanted[: wanted.index(last) + 1], start=1):
             work, outputs = steps[name]
             inputs = self.inputs(name)
@@ -99,12 +118,23 @@ class Pipeline:
             before = [self.inputs("index")]
             before += [self.inputs("sasrec")] if r["train"]["teacher"] == "sasrec" else []
             return {"tasks": r["tasks"], "model": r["model"], "train": train, "before": before}
-        if stage == "sasrec":
-            return {"sasrec": r["sasrec"], "before": self.inputs("prepare")}
+        if stage in SEQUENCE_MODELS:
+            searched = r["evaluate"]["search"].get(stage)
+            return {stage: r[stage], "search": searched, "before": self.inputs("prepare")}
         if stage == "baselines":
-            keys = ("on", "ks", "exclude_history", "baselines")
-            before = [self.inputs("sasrec" if "sasrec" in r["evaluate"]["baselines"] else "prepare")]
-            return {"evaluate": {k: r["evaluate"][k] for k in keys}, "before": before}
+            e = r["evaluate"]
+            keys = (
+                "on",
+                "ks",
+                "exclude_history",
+                "candidates",
+                "candidate_sampling",
+                "baselines",
+                "search",
+                "seed",
+            )
+            before = [self.inputs(kind) for kind in SEQUENCE_MODELS if kind in e["baselines"]]
+            return {"evaluate": {k: e[k] for k in keys}, "before": [*before, self.inputs("prepare")]}
         return {
             "evaluate": r["evaluate"],
             "name": r["name"],
@@ -114,7 +144,7 @@ class Pipeline:
     @cached_property
     def split(self) -> Split:
         """The split of the prepared log."""
-        return leave_one_out(InteractionLog.read(self.run.path / LOG))
+        return split_log(InteractionLog.read(self.run.path / LOG), self.recipe.data.split)
 
     @cached_property
     def items(self) -> ItemCatalog:
@@ -126,29 +156,62 @@ class Pipeline:
         """The index of the prepared catalogue."""
         return ItemIndex.load(self.run.path / PREPARED_INDEX)
 
+    @cached_property
+    def judge(self) -> Judge:
+        """What measures every model of the run."""
+        return Judge(self.split, self.items, self.recipe.evaluate)
+
     @property
     def held_out(self) -> HeldOut:
         """The held-out items that the recipe evaluates on."""
-        return self.split.test if self.recipe.evaluate.on == "test" else self.split.valid
+        return self.judge.held_out
 
-    @property
-    def _needs_sasrec(self) -> bool:
-        return self.recipe.train.teacher == "sasrec" or "sasrec" in self.recipe.evaluate.baselines
+    def _needs(self, kind: str) -> bool:
+        return self.recipe.train.teacher == kind or kind in self.recipe.evaluate.baselines
 
-    def _trained_sasrec(self) -> Any:
-        from genrec.models.sasrec import load_sasrec
+    def _trained(self, kind: str) -> Any:
+        from genrec.models.sequence import load_sequence_model
 
-        return load_sasrec(self.run.path / SASREC, self.items.item_ids) if self._needs_sasrec else None
+        return load_sequence_model(self.run.path / kind, self.items.item_ids)
 
-    def _sasrec(self) -> None:
+    def _sequence(self, kind: str) -> None:
+        """Trains a sequence recommender, every combination of its search, and keeps the best on validation."""
         if not is_main_process():
             return
         require("torch", "train")
-        from genrec.models.sasrec import save_sasrec, train_sasrec
+        from genrec.models.sequence import save_sequence_model, train_sequence
 
-        model, about = train_sasrec(self.split, self.items.item_ids, self.recipe.sasrec)
-        save_sasrec(model, self.items.item_ids, self.run.path / SASREC)
-        write_json(self.run.path / SASREC / "training.json", about)
+        settings = getattr(self.recipe, kind)
+        grid = self.recipe.evaluate.search.get(kind, {})
+
+        def folder(values: dict[str, Any]) -> Path:
+            about = [self.inputs("prepare"), settings.model_dump() | values]
+            return self.run.path / SEARCH / kind / hash_value(about)[:16]
+
+        def attempt(values: dict[str, Any]) -> float:
+            try:
+                tried = type(settings)(**(settings.model_dump() | values))
+            except ValidationError as error:
+                raise RecipeError(
+                    f"evaluate.search.{kind}: {error.errors()[0]['msg']}, got {values}."
+                ) from error
+            place = folder(values)
+            if not (place / "training.json").exists():
+                state = place.with_suffix(".state")
+                model, about = train_sequence(self.split, self.items.item_ids, tried, state)
+                save_sequence_model(model, self.items.item_ids, place)
+                write_json(place / "training.json", about | {"settings": values})
+                state.unlink(missing_ok=True)
+            return read_json(place / "training.json")["valid_ndcg@10"]
+
+        best, trials = search(kind, grid, attempt)
+        with atomic_path(self.run.path / kind) as part:
+            shutil.copytree(folder(best), part)
+        about = read_json(self.run.path / kind / "training.json")
+        chosen = type(settings)(**(settings.model_dump() | best)).model_dump()
+        tuning = {"settings": chosen, "trials": trials, "on": "valid", "metric": SEARCH_METRIC}
+        write_json(self.run.path / kind / "training.json", about | {"tuning": tuning})
+        shutil.rmtree(self.run.path / SEARCH / kind)
 
     def _prepare(self) -> None:
         if not is_main_process():
@@ -161,7 +224,7 @@ class Pipeline:
         )
         kept = log.k_core(settings.user_core, settings.item_core)
         items = items.restrict_to_log(kept)
-        split = leave_one_out(kept)
+        split = split_log(kept, settings.split)
         if quarantine.exists():
             say(f"  bad rows were put aside in {quarantine}")
         report = {
@@ -171,19 +234,24 @@ class Pipeline:
             "num_quarantined": log.num_quarantined,
             "num_ties": kept.num_ties,
             "tie_rule": "the log's own order",
-            "num_evaluated_users": len(split.test),
+            "split": split.rule,
+            "num_train": sum(map(len, split.train.values())),
+            "num_valid_rows": len(split.valid),
+            "num_test_rows": len(split.test),
+            "num_evaluated_users": split.test.num_users,
             "num_short_users": split.num_short,
             "num_untitled_items": items.num_untitled,
             "num_items_with_shared_title": items.num_shared_titles,
         }
         kept.write(self.run.path / LOG)
         items.write(self.run.path / CATALOG)
-        report["log_sha256"] = hash_file(self.run.path / LOG)
+        report["log_sha256"] = kept.hash
         write_json(self.run.path / REPORT, report)
         say(
             f"  {len(kept):,} interactions of {kept.num_users:,} users and {kept.num_items:,} items "
             f"({len(log) - len(kept):,} filtered, {log.num_quarantined:,} put aside); "
-            f"{len(split.test):,} users are evaluated, {split.num_short:,} are too short for it"
+            f"{split.rule}: {len(split.test):,} test rows of {split.test.num_users:,} users, {split.num_short:,} "
+            "without anything before them"
         )
 
     def _index(self) -> None:
@@ -210,7 +278,7 @@ class Pipeline:
             tasks=r.tasks,
             model=r.model,
             settings=r.train,
-            teacher=self._trained_sasrec() if r.train.teacher == "sasrec" else None,
+            teacher=self._trained(r.train.teacher) if r.train.teacher != "none" else None,
         )
         if is_main_process():
             say(f"  saved {self.run.path / MODEL} ({megabytes(self.run.path / MODEL):.1f} MB)")
@@ -219,79 +287,155 @@ class Pipeline:
         if not is_main_process():
             return
         settings = self.recipe.evaluate
-        unknown = [name for name in settings.baselines if name not in BASELINES]
-        if unknown:
-            raise RecipeError(f"Unknown baseline {unknown[0]!r}. Available: {', '.join(BASELINES)}.")
-        held_out, ids = self.held_out, self.items.item_ids
-        exclude = held_out.histories if settings.exclude_history else None
+        log = TrainingLog.of(self.split, self.items.item_ids)
+        valid = Judge(self.split, self.items, settings, on="valid")
+        folder = self.run.path / BASELINE_RANKINGS
+        folder.mkdir(parents=True, exist_ok=True)
         for name in settings.baselines:
-            trained = self._trained_sasrec() if name == "sasrec" else None
-            scores = BASELINES[name](self.split, held_out, ids, trained)
-            ranked = top_items(scores, ids, max(settings.ks), exclude)
-            metrics = evaluate_rankings(ranked, held_out, ids, settings.ks)
-            write_json(self.run.path / BASELINE_RANKINGS / f"{name}.json", {"metrics": metrics})
-        (self.run.path / BASELINE_RANKINGS).mkdir(exist_ok=True)
+            began = time.perf_counter()
+            baseline = BASELINES[name]
+            if baseline.fit is None:
+                scorer = sequence_scorer(self._trained(name))
+                about = read_json(self.run.path / name / "training.json")
+                tuning, seconds, curve = about["tuning"], about["train_s"], about["curve"]
+            else:
+                fit = baseline.fit
+                best: list[tuple[float, Scorer]] = []
+
+                def attempt(values: dict[str, Any], fit: Any = fit, best: Any = best) -> float:
+                    tried = fit(log, settings.seed, **values)
+                    value = valid.search_value(tried)
+                    if not best or value > best[0][0]:
+                        best[:] = [(value, tried)]
+                    return value
+
+                chosen, trials = search(name, settings.search.get(name, baseline.grid), attempt)
+                tuning = {"settings": chosen, "trials": trials, "on": "valid", "metric": SEARCH_METRIC}
+                scorer, seconds, curve = best[0][1], 0.0, []
+            ranked = Rankings(self.held_out.row_ids, self.judge.rank(scorer))
+            ranked.write(folder / f"{name}.parquet")
+            seconds = round(seconds + time.perf_counter() - began, 1)
+            write_json(folder / f"{name}.json", {"tuning": tuning, "seconds": seconds, "curve": curve})
+            say(f"  {baseline.title}: {seconds:.0f} s")
 
     def _evaluate(self) -> None:
         r, settings = self.recipe, self.recipe.evaluate
         model, renderer, index, items = load_trained(self.run.path, r.model.dtype)
         from genrec.decoding.beam import ConstrainedDecoder
 
-        held_out = self.held_out
+        judge, held_out = self.judge, self.held_out
         mine = range(rank(), len(held_out), num_processes())
-        histories = [held_out.histories[user] for user in mine]
         decoder = ConstrainedDecoder(model, renderer)
-        k = min(max(settings.ks), len(items))
-        if k < max(settings.ks):
-            say(f"  the catalogue has {len(items)} items: lists are that long, not {max(settings.ks)}")
+        k = min(judge.k, len(items))
+        if k < judge.k:
+            say(f"  the catalogue has {len(items)} items: lists are that long, not {judge.k}")
+        left_out = judge.left_out_ids
+        began = time.perf_counter()
         found = decoder.rank_all(
-            histories, k, histories if settings.exclude_history else None, settings.beams, settings.batch_size
+            [held_out.histories[row] for row in mine],
+            k,
+            [left_out[row] for row in mine] if left_out is not None else None,
+            settings.beams,
+            settings.batch_size,
         )
+        seconds = time.perf_counter() - began
         everyone = gather_dict(dict(zip(mine, found, strict=True)))
         if not is_main_process():
             return
         if sorted(everyone) != list(range(len(held_out))):
-            raise DataError(f"{len(everyone):,} of {len(held_out):,} users were ranked; every user must be.")
-        rankings = [everyone[user] for user in range(len(held_out))]
-        names = [[item for item, _ in ranking] for ranking in rankings]
-        columns = {
-            "user_id": held_out.user_ids,
-            "target": held_out.targets,
-            "item_ids": names,
-            "scores": [[score for _, score in ranking] for ranking in rankings],
-        }
-        with atomic_path(self.run.path / RANKINGS) as part:
-            pa_parquet.write_table(pa.table(columns), part)
+            raise DataError(f"{len(everyone):,} of {len(held_out):,} rows were ranked; every row must be.")
+        lists = [everyone[row] for row in range(len(held_out))]
+        rankings = Rankings(
+            held_out.row_ids,
+            [[item for item, _ in ranking] for ranking in lists],
+            [[score for _, score in ranking] for ranking in lists],
+        )
+        rankings.write(self.run.path / RANKINGS)
         training = read_json(self.run.path / TRAINING_FILE)
-        baselines = {
-            name: read_json(self.run.path / BASELINE_RANKINGS / f"{name}.json") for name in settings.baselines
-        }
-        report = {
-            "run": r.name,
-            "protocol": {
-                "split": "leave-one-out",
-                "on": settings.on,
-                "candidates": "all items",
-                "exclude_history": settings.exclude_history,
-                "losses_exclude_history": {
-                    "train": r.train.exclude_history,
-                    "sasrec": r.sasrec.exclude_history,
-                },
-                "beams": max(settings.beams, k),
-                "num_users": len(held_out),
-                "num_items": len(items),
-            },
-            "seed": r.seed,
-            "data": read_json(self.run.path / REPORT),
+        about = {
             "index": {"method": index.method, "hash": index.hash, **index.report},
             "training": {key: value for key, value in training.items() if key != "losses"},
             "model_mb": round(megabytes(self.run.path / MODEL), 1),
-            "metrics": evaluate_rankings(names, held_out, items.item_ids, settings.ks),
-            "baselines": baselines,
+            "losses_exclude_history": r.train.exclude_history,
+            "beams": max(settings.beams, k),
+            "rank_s": round(seconds, 1),
+        }
+        label = model_label(about["training"], index.method)
+        report = self._report(r.name, label, rankings.item_ids, self.run.path, about)
+        self._write_page(self.run.path, report, rankings, training["losses"])
+        write_card(self.run.path, r, report)
+
+    def _report(
+        self, run: str, label: str, lists: list[list[str]], folder: Path, about: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Measures lists beside the baselines' and writes ``metrics.json`` and every row's values."""
+        judge, settings = self.judge, self.recipe.evaluate
+        entries, values = {"model": judge.entry(label, lists)}, {"model": judge.values(lists)}
+        for name in settings.baselines:
+            stored = self.run.path / BASELINE_RANKINGS / name
+            theirs, _ = align(read_rankings(f"{stored}.parquet"), self.held_out.row_ids, None)
+            kept = read_json(f"{stored}.json")
+            entries[name] = judge.entry(BASELINES[name].title, theirs) | kept
+            values[name] = judge.values(theirs)
+        last = [name for name in judge.names if name.endswith(f"@{judge.k}")]
+        pairs = [("model", name) for name in settings.baselines]
+        data = read_json(self.run.path / REPORT)
+        report = {
+            "run": run,
+            "protocol": judge.protocol() | {"data_hash": data["log_sha256"]},
+            "seed": self.recipe.seed,
+            "data": data,
+            **about,
+            "model": entries.pop("model"),
+            "baselines": entries,
+            "tests": compare_models(values, judge.users, pairs, last, settings.test_resamples, settings.seed),
             "versions": versions(),
         }
-        write_json(self.run.path / METRICS, report)
-        write_card(self.run.path, r, report)
+        write_values(folder / VALUES, self.held_out, values)
+        write_json(folder / METRICS, report)
+        return report
+
+    def _write_page(
+        self, folder: Path, report: dict[str, Any], rankings: Rankings, losses: list[tuple[int, float]]
+    ) -> None:
+        shown = examples(rankings, self.held_out, self.items)
+        curve = report["baselines"].get("sasrec", {}).get("curve", [])
+        write_page(folder / PAGE, report, curve=losses, validation_curve=curve, examples=shown)
+
+    def judge_file(
+        self, path: str | Path, name: str, on_missing: Any = "error", on_unknown: Any = "error"
+    ) -> Path:
+        """Measures the rankings in a file beside the recipe's baselines, and returns the folder of the report.
+
+        Args:
+            path: A file that ``read_rankings`` reads.
+            name: Name of the model in tables; the folder is ``judged/NAME`` below the run.
+            on_missing: As ``align``.
+            on_unknown: As ``align``.
+
+        Raises:
+            DataError: As ``read_rankings`` and ``align``.
+            RecipeError: If the name cannot be that of a folder.
+        """
+        if not name or Path(name).name != name:
+            raise RecipeError(
+                f"The name of judged rankings must be one that a folder can have, got {name!r}."
+            )
+        given = read_rankings(path)  # before anything long: a broken file should be known at once
+        self.run_until("baselines")
+        folder = self.run.path / JUDGED / name
+        if not is_main_process():
+            return folder
+        lists, counts = align(given, self.held_out.row_ids, set(self.items.item_ids), on_missing, on_unknown)
+        say("  " + ", ".join(f"{count:,} {key[4:].replace('_', ' ')}" for key, count in counts.items()))
+        rankings = Rankings(self.held_out.row_ids, lists)
+        about = {"judged": {"file": Path(path).name, "sha256": hash_file(path), **counts}}
+        report = self._report(name, name, lists, folder, about)
+        rankings.write(folder / RANKINGS)
+        self._write_page(folder, report, rankings, [])
+        print(comparison_table(report))
+        print(f"Report: {folder / PAGE}")
+        return folder
 
     def print_results(self) -> None:
         """Prints the table, three users with titles, and where everything is."""
@@ -299,6 +443,8 @@ class Pipeline:
             return
         report = read_json(self.run.path / METRICS)
         print(comparison_table(report))
-        rankings = pa_parquet.read_table(self.run.path / RANKINGS).slice(0, 3).to_pylist()
-        print(examples(rankings, self.held_out.histories[:3], self.items))
-        print(f"Run directory: {self.run.path}  (model card: {self.run.path / CARD})")
+        for entry in examples(read_rankings(self.run.path / RANKINGS), self.held_out, self.items, 3):
+            print(example_text(entry))
+        print(
+            f"Run directory: {self.run.path}  (report: {self.run.path / PAGE}, model card: {self.run.path / CARD})"
+        )

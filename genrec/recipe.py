@@ -12,9 +12,10 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from genrec.core.errors import RecipeError, nearest
+from genrec.data_prep import SplitSettings
 from genrec.evaluation.protocol import EvaluateSettings
 from genrec.indexing.settings import IndexSettings
-from genrec.models.settings import SASRecSettings
+from genrec.models.settings import GRU4RecSettings, SASRecSettings
 from genrec.tasks.build import TaskSettings
 from genrec.training.settings import ModelSettings, TrainSettings
 
@@ -41,6 +42,7 @@ class DataSettings(BaseModel):
     on_bad_rows: Literal["error", "quarantine"] = Field(
         "error", description="error stops at bad rows; quarantine writes them to quarantine.jsonl, counted."
     )
+    split: SplitSettings = Field(default_factory=SplitSettings, description="What is held out.")
 
 
 class IndexRecipe(IndexSettings):
@@ -52,7 +54,7 @@ class IndexRecipe(IndexSettings):
 
 
 class Recipe(BaseModel):
-    """A whole run: prepare, index, sasrec, train, baselines, evaluate."""
+    """A whole run: prepare, index, sasrec, gru4rec, train, baselines, evaluate."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -67,21 +69,22 @@ class Recipe(BaseModel):
     sasrec: SASRecSettings = Field(
         default_factory=SASRecSettings, description="SASRec, the baseline that may also teach."
     )
+    gru4rec: GRU4RecSettings = Field(default_factory=GRU4RecSettings, description="GRU4Rec, a baseline.")
     evaluate: EvaluateSettings = Field(default_factory=EvaluateSettings, description="Measurement.")
 
     @model_validator(mode="after")
     def _history_is_one_rule(self) -> Recipe:
-        learned = [name for name in ("train", "sasrec") if getattr(self, name).exclude_history]
+        learned = [name for name in ("train", "sasrec", "gru4rec") if getattr(self, name).exclude_history]
         if learned and not self.evaluate.exclude_history:
             raise ValueError(
                 f"evaluate.exclude_history=false ranks items of the history, but {learned[0]}.exclude_history "
-                "leaves them out of the loss. Set evaluate.exclude_history, train.exclude_history and "
-                "sasrec.exclude_history to false where users take items again"
+                "leaves them out of the loss. Set exclude_history of evaluate, train, sasrec and gru4rec to false where "
+                "users take items again"
             )
         return self
 
 
-_SEEDED = ("index", "tasks", "train", "sasrec")
+_SEEDED = ("index", "tasks", "train", "sasrec", "gru4rec", "evaluate")
 
 
 def shipped_recipes() -> list[str]:

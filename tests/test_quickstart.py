@@ -50,7 +50,7 @@ def test_the_real_model_answers_sanely():
 def test_the_quickstart_beats_popularity_clearly(tmp_path):
     assert main(["run", "quickstart", f"run_dir={tmp_path / 'run'}"]) == 0
     report = json.loads((tmp_path / "run" / "metrics.json").read_text())
-    ours, popular = report["metrics"], report["baselines"]["popularity"]["metrics"]
+    ours, popular = report["model"]["metrics"], report["baselines"]["popularity"]["metrics"]
     assert ours["num_users"] == popular["num_users"] == 943
     assert ours["HR@10"] > 1.5 * popular["HR@10"]
     assert ours["NDCG@10"] > 1.5 * popular["NDCG@10"]

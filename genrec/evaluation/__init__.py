@@ -1,6 +1,7 @@
 """Honest numbers: all items, all users, strong baselines on the same split."""
 
+from genrec.evaluation.baselines import BASELINES
 from genrec.evaluation.metrics import ranking_metrics
-from genrec.evaluation.protocol import BASELINES, EvaluateSettings, evaluate_rankings
+from genrec.evaluation.protocol import EvaluateSettings, Judge
 
-__all__ = ["BASELINES", "EvaluateSettings", "evaluate_rankings", "ranking_metrics"]
+__all__ = ["BASELINES", "EvaluateSettings", "Judge", "ranking_metrics"]

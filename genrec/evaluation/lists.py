@@ -122,8 +122,21 @@ def top_columns(scores: np.ndarray, k: int) -> np.ndarray:
     if wrong.any():
         row, column = np.argwhere(wrong)[0]
         raise DataError(f"{wrong.sum():,} scores are NaN, first that of item {column} for user {row}.")
-    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-    return np.where(np.take_along_axis(scores, order, 1) == -np.inf, NO_ITEM, order)
+    width = scores.shape[1]
+    if k < width:
+        # All from the k-th score on, less the last columns of those equal to it: sorting k is cheaper than all.
+        border = np.partition(scores, width - k, axis=1)[:, width - k, None]
+        keep = scores >= border
+        tied = np.flatnonzero(keep.sum(1) > k)
+        above, equal = scores[tied] > border[tied], scores[tied] == border[tied]
+        keep[tied] = above | (equal & (equal.cumsum(1) <= k - above.sum(1, keepdims=True)))
+        columns = np.nonzero(keep)[1].reshape(len(scores), k)
+    else:
+        columns = np.broadcast_to(np.arange(width), scores.shape)
+    kept = np.take_along_axis(scores, columns, 1)
+    order = np.argsort(-kept, axis=1, kind="stable")
+    kept, columns = np.take_along_axis(kept, order, 1), np.take_along_axis(columns, order, 1)
+    return np.where(kept == -np.inf, NO_ITEM, columns)
 
 
 def _with_repeats(items: np.ndarray, rows_at_once: int = 50_000) -> np.ndarray:

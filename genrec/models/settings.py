@@ -1,18 +1,17 @@
-"""Settings of SASRec, apart from its code so that a recipe can be read without torch."""
+"""Settings of the sequence recommenders, apart from their code so that a recipe can be read without torch."""
 
 from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
 
-class SASRecSettings(BaseModel):
-    """The SASRec baseline; the defaults were chosen on MovieLens-100K's validation items."""
+class SequenceSettings(BaseModel):
+    """What the sequence recommenders share; defaults were chosen on MovieLens-100K's validation items."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    width: int = Field(64, ge=1, description="Width of item vectors and of the two layers.")
-    layers: int = Field(2, ge=1, description="Transformer layers.")
-    heads: int = Field(2, ge=1, description="Attention heads.")
+    width: int = Field(64, ge=1, description="Width of item vectors and layers.")
+    layers: int = Field(2, ge=1, description="Layers of the encoder.")
     max_history: int = Field(100, ge=2, description="Most items of a history.")
     exclude_history: bool = Field(
         True,
@@ -26,3 +25,16 @@ class SASRecSettings(BaseModel):
     batch_size: int = Field(64, ge=1, description="Histories in a step.")
     epochs: int = Field(60, ge=1, description="Passes over the training histories.")
     seed: int = Field(0, ge=0, description="Seed of everything random.")
+
+
+class SASRecSettings(SequenceSettings):
+    """SASRec with full cross-entropy: a baseline that may also teach."""
+
+    heads: int = Field(2, ge=1, description="Attention heads.")
+
+
+class GRU4RecSettings(SequenceSettings):
+    """GRU4Rec with full cross-entropy."""
+
+    layers: int = Field(1, ge=1, description="Recurrent layers.")
+    hidden_size: int = Field(128, ge=1, description="Width of the recurrent state.")

@@ -118,11 +118,11 @@ class Recommender:
         ]
 
     def history(self, user_id: UserId, include_held_out: bool = False) -> list[ItemId]:
-        """Returns a user's items, oldest first, as evaluation saw them.
+        """Returns a user's items, oldest first, as evaluation saw them, the longest where it saw several.
 
         Args:
             user_id: A user of the run.
-            include_held_out: Whether the held-out last item is appended.
+            include_held_out: Whether what was held out is appended.
 
         Raises:
             RunError: If the run carries no histories (a run from the Hub).
@@ -138,8 +138,8 @@ class Recommender:
                 f"User {user_id!r} is not among the {len(users):,} evaluated users of this run."
                 f"{nearest(str(user_id), users)} Give a history instead."
             )
-        row = table.to_pylist()[0]
-        return row["history"] + ([row["target"]] if include_held_out else [])
+        row = max(table.to_pylist(), key=lambda row: len(row["history"]))
+        return row["history"] + (row["targets"] if include_held_out else [])
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Writes what another machine needs to recommend, and says how many MB it is.

@@ -52,7 +52,7 @@ def build_dataset(
 
     Rows have ``task``, ``key`` (what the row was drawn from), ``prompt`` and ``completion`` (text, TRL's
     prompt-completion form). Training rows are written from ``split.train`` only, validation rows ask for
-    ``split.valid`` targets; the item-text tasks may name any item of the catalogue, since a title is
+    the first of ``split.valid``'s targets; the item-text tasks may name any item of the catalogue, since a title is
     content, not interaction. Each row is drawn by the seed and its own key, so order and number of
     workers change nothing.
 
@@ -71,7 +71,7 @@ def build_dataset(
     train = [row for maker in makers for row in maker(split, items, index, settings)]
     held_out = zip(split.valid.user_ids, split.valid.histories, split.valid.targets, strict=True)
     validation = [
-        _next_item_row(index, settings, user, history, target) for user, history, target in held_out
+        _next_item_row(index, settings, user, history, targets[0]) for user, history, targets in held_out
     ]
     return datasets.DatasetDict({"train": dataset(train), "validation": dataset(validation)})
 

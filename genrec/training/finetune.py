@@ -25,7 +25,7 @@ from genrec.training.settings import ModelSettings, TrainSettings
 if TYPE_CHECKING:
     from datasets import DatasetDict
 
-    from genrec.models.sasrec import SASRec
+    from genrec.models.sequence import SequenceModel
 
 MODEL, INDEX, CHECKPOINTS = "model", "index", "checkpoints"
 ITEMS, HISTORIES = "items.parquet", "histories.parquet"
@@ -43,7 +43,7 @@ def finetune(
     tasks: TaskSettings | None = None,
     model: ModelSettings | None = None,
     settings: TrainSettings | None = None,
-    teacher: SASRec | None = None,
+    teacher: SequenceModel | None = None,
 ) -> Path:
     """Returns the run directory with the tuned model, its index and its catalogue.
 
@@ -74,7 +74,7 @@ def finetune(
 
     from genrec.models.backbone import load_backbone
     from genrec.models.recommender_model import RecommenderModel
-    from genrec.models.sasrec import train_sasrec
+    from genrec.models.sequence import train_sequence
     from genrec.models.vocabulary import initial_rows
     from genrec.training.targets import ItemTargets
     from genrec.training.trainer import (
@@ -106,7 +106,7 @@ def finetune(
     if settings.teacher == "none":
         teacher = None
     elif teacher is None:
-        teacher, _ = train_sasrec(split, items.item_ids)
+        teacher, _ = train_sequence(split, items.item_ids)
     vectors = None
     if model.rows_start == "text+collaborative":
         spec = IndexSettings()
@@ -206,7 +206,7 @@ def finetune(
         index.save(run / INDEX)
         recommender.save(run / MODEL)
         held_out = split.test
-        columns = {"user_id": held_out.user_ids, "history": held_out.histories, "target": held_out.targets}
+        columns = {"user_id": held_out.user_ids, "history": held_out.histories, "targets": held_out.targets}
         with atomic_path(run / HISTORIES) as part:
             pa_parquet.write_table(pa.table(columns), part)
         write_json(run / SERVING_FILE, {"form": tasks.form, "max_history": tasks.max_history})

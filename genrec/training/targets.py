@@ -8,7 +8,7 @@ import torch
 
 from genrec.core.errors import RecipeError
 from genrec.indexing import ItemIndex
-from genrec.models.sasrec import SASRec, leave_out, taken_before
+from genrec.models.sequence import SequenceModel, leave_out, taken_before
 
 
 class ItemTargets:
@@ -33,7 +33,7 @@ class ItemTargets:
     """
 
     def __init__(
-        self, index: ItemIndex, first_id: int, exclude_history: bool, teacher: SASRec | None = None
+        self, index: ItemIndex, first_id: int, exclude_history: bool, teacher: SequenceModel | None = None
     ) -> None:
         self.index, self.first_id, self.exclude_history = index, first_id, exclude_history
         self.teacher = teacher.eval() if teacher is not None else None

@@ -37,6 +37,7 @@ def run(tiny_backbone, log, items, tmp_path_factory):
                 "exclude_history": False,
             },
             "sasrec": {"exclude_history": False},
+            "gru4rec": {"exclude_history": False},
             "evaluate": {"exclude_history": False, "ks": [1, 5], "baselines": ["popularity"]},
         }
     )
@@ -56,9 +57,11 @@ def test_a_run_directory_carries_everything(run):
     }  # fmt: skip
     assert not {".pt", ".pkl", ".bin"} & {p.suffix for p in run.rglob("*")}
     report = json.loads((run / "metrics.json").read_text())
-    assert report["metrics"]["HR@1"] > 0.9 > report["baselines"]["popularity"]["metrics"]["HR@1"]
-    assert report["metrics"]["valid_item_rate"] == report["metrics"]["distinct_item_rate"] == 1
-    assert report["metrics"]["num_users"] == 60
+    assert report["model"]["metrics"]["HR@1"] > 0.9 > report["baselines"]["popularity"]["metrics"]["HR@1"]
+    assert (
+        report["model"]["metrics"]["valid_item_rate"] == report["model"]["metrics"]["distinct_item_rate"] == 1
+    )
+    assert report["model"]["metrics"]["num_users"] == 60
 
 
 def test_recommendations_are_what_evaluation_saw(run, recommender):
@@ -153,7 +156,7 @@ def test_the_card_is_true_and_loadable(run):
     front = yaml.safe_load(text.split("---")[1])
     report = json.loads((run / "metrics.json").read_text())
     values = {m["name"]: m["value"] for m in front["model-index"][0]["results"][0]["metrics"]}
-    assert values == {name: round(report["metrics"][name], 4) for name in ("HR@1", "HR@5", "NDCG@5")}
+    assert values == {name: round(report["model"]["metrics"][name], 4) for name in ("HR@1", "HR@5", "NDCG@5")}
     assert "| Popularity |" in text
     assert "Recommender.from_pretrained" in text
 

@@ -212,7 +212,7 @@ def test_two_processes_train_and_rank_as_one_with_twice_the_batch(tiny_backbone,
     reports = [json.loads((tmp_path / run / "metrics.json").read_text()) for run in ("one", "two")]
     assert [r["training"]["processes"] for r in reports] == [1, 2]
     assert reports[0]["training"]["num_steps"] == reports[1]["training"]["num_steps"]
-    assert reports[0]["metrics"] == reports[1]["metrics"]
+    assert reports[0]["model"] == reports[1]["model"]
     import pyarrow.parquet as pq
     from safetensors.torch import load_file
 

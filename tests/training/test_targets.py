@@ -6,7 +6,7 @@ import torch
 from genrec.core.errors import RecipeError
 from genrec.data_prep import leave_one_out
 from genrec.indexing import ItemIndex
-from genrec.models.sasrec import SASRec, load_sasrec, sasrec_scores, save_sasrec
+from genrec.models.sequence import SASRec, load_sequence_model, save_sequence_model, sequence_scores
 from genrec.models.settings import SASRecSettings
 from genrec.training.targets import ItemTargets
 from genrec.training.trainer import collate
@@ -60,7 +60,7 @@ def test_targets_are_the_teachers_distribution_summed_over_codes(teacher, exclud
             assert target[index.tokens.index(token)] == 1
             assert target.sum() == 1
             continue
-        scores = sasrec_scores(teacher, [[names.index(i) for i in history]])[0]
+        scores = sequence_scores(teacher, [[names.index(i) for i in history]])[0]
         out = set(history) - {item} if exclude_history else set()
         weight = {i: math.exp(scores[n]) for n, i in enumerate(names) if i not in out}
         allowed = {i: w for i, w in weight.items() if CODES[i][: len(prefix)] == prefix}
@@ -107,13 +107,13 @@ def test_rows_longer_than_the_teacher_reads_are_refused(teacher):
 
 
 def test_a_saved_sasrec_scores_the_same_and_only_on_its_items(teacher, tmp_path):
-    save_sasrec(teacher, list(CODES), tmp_path / "sasrec")
-    again = load_sasrec(tmp_path / "sasrec", list(CODES))
-    assert (sasrec_scores(again, [[0, 1], []]) == sasrec_scores(teacher, [[0, 1], []])).all()
+    save_sequence_model(teacher, list(CODES), tmp_path / "sasrec")
+    again = load_sequence_model(tmp_path / "sasrec", list(CODES))
+    assert (sequence_scores(again, [[0, 1], []]) == sequence_scores(teacher, [[0, 1], []])).all()
     from genrec.core.errors import RunError
 
     with pytest.raises(RunError, match="another catalogue"):
-        load_sasrec(tmp_path / "sasrec", list("xyz"))
+        load_sequence_model(tmp_path / "sasrec", list("xyz"))
 
 
 @pytest.mark.model

@@ -1,0 +1,1122 @@
+"""One HTML page of an evaluation: a single file that opens without a network, for people.
+
+Plots are drawn by matplotlib and set into the page as SVG whose colours are names of the page's style sheet, so
+that they follow light and dark. Nothing is loaded and no script runs. The same report gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import html
+import io
+import math
+import re
+import xml.etree.ElementTree as ET
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from genrec.core.errors import require
+from genrec.core.files import atomic_path
+from genrec.evaluation.metrics import RANKING_METRICS
+from genrec.evaluation.slices import FEW_USERS
+
+SIGNIFICANT = 0.05
+_DASH, _MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
+
+# Name in a report before the "@", heading, and what a reader needs to know of it.
+_BIAS = {
+    "coverage": ("Coverage", "share of the catalogue that is recommended to anybody"),
+    "gini": ("Gini", "0 where every item is recommended equally often, towards 1 where a few get everything"),
+    "entropy": ("Entropy", "1 where every item is recommended equally often, 0 where only one is"),
+    "novelty": ("Novelty", "mean surprise of the listed items; more is less known"),
+    "popularity": ("Average popularity", "mean number of training interactions of the listed items"),
+    "tail_share": ("Tail share", "share of the lists that goes to items of the long tail"),
+}
+_SPLITS = {"leave_one_out": "leave-one-out", "global_temporal": "global temporal"}
+# Markers of matplotlib, each with its outline for the legends in a box of 12 by 12.
+_MARKERS = {
+    "o": '<circle cx="6" cy="6" r="4"/>',
+    "s": '<path d="M2.5 2.5h7v7h-7z"/>',
+    "^": '<path d="M6 1.5l4.5 8.5h-9z"/>',
+    "D": '<path d="M6 1l5 5l-5 5l-5 -5z"/>',
+    "v": '<path d="M6 10.5l4.5 -8.5h-9z"/>',
+    "P": '<path d="M4.3 1.5h3.4v2.8h2.8v3.4h-2.8v2.8h-3.4v-2.8h-2.8v-3.4h2.8z"/>',
+    "p": '<path d="M6 1.2l4.8 3.5l-1.8 5.6h-6l-1.8 -5.6z"/>',
+    "X": '<path d="M3.5 1.2l2.5 2.5l2.5 -2.5l2.3 2.3l-2.5 2.5l2.5 2.5l-2.3 2.3l-2.5 -2.5l-2.5 2.5l-2.3 -2.3'
+    'l2.5 -2.5l-2.5 -2.5z"/>',
+}
+_NUM_COLOURS = 8
+# Stand-ins that matplotlib draws with and _svg replaces by the style sheet's names.
+_ROLES = {f"#0001{n:02x}": f"var(--m{n})" for n in range(_NUM_COLOURS)} | {
+    "#000200": "var(--text)",
+    "#000201": "var(--muted)",
+    "#000202": "var(--rule)",
+    "#000203": "var(--paper)",
+}
+_MODEL, *_, _TEXT, _MUTED, _RULE, _PAPER = _ROLES
+
+
+def write_page(
+    path: Path,
+    report: dict[str, Any],
+    *,
+    curve: Sequence[tuple[int, float]] = (),
+    validation_curve: Sequence[tuple[int, float]] = (),
+    examples: Sequence[dict[str, Any]] = (),
+) -> None:
+    """Writes the page of a run, whole or not at all. What the report does not have is left out.
+
+    Args:
+        path: The HTML file.
+        report: What ``metrics.json`` holds.
+        curve: ``(step, loss)`` of training.
+        validation_curve: ``(step, value)`` on validation items, drawn on axes of its own.
+        examples: ``{"user_id", "history": [titles, oldest first], "targets": [titles], "recommended":
+            [(title, score or None, whether it is a hit)]}``.
+
+    Raises:
+        MissingExtraError: If matplotlib is not installed.
+        RunError: If the file system refuses.
+    """
+    entries = {"model": report.get("model") or {}, **(report.get("baselines") or {})}
+    models = _distinct(
+        [
+            _Model(
+                key, entry.get("name") or (report.get("run") if key == "model" else key) or key, entry, place
+            )
+            for place, (key, entry) in enumerate(entries.items())
+            if entry.get("metrics")
+        ]
+    )
+    protocol, name = report.get("protocol") or {}, str(report.get("run") or "A run")
+    tests = report.get("tests") or []
+    with _plain_style():
+        sections = [
+            _banner(protocol),
+            _summary(models, tests),
+            _section("Accuracy", _metric_table(models)),
+            _section("Is the difference real?", _tests(models, tests, "model")),
+            _section("Accuracy by length of the list", _metric_at_k(models)),
+            _section("Who is served well", _slices(models)),
+            _section("What gets recommended", _bias(models)),
+            _section("Learning", _curves(curve, validation_curve)),
+            _section("Examples", _examples(examples)),
+            _section("Details", _other_measures(models) + _tuning(models) + _made_with(report)),
+        ]
+    _write(path, name, "Evaluation of a run", _protocol(protocol, report.get("seed")), sections, report)
+
+
+def write_comparison(path: Path, comparison: dict[str, Any]) -> None:
+    """Writes the page of several runs side by side, whole or not at all.
+
+    Args:
+        path: The HTML file.
+        comparison: ``{"runs": [{"name", "path", "seed", "entry"}], "protocol": {...}, "tests": [...]}``, entries and
+            tests as in a report; a test names runs by path or name.
+
+    Raises:
+        MissingExtraError: If matplotlib is not installed.
+        RunError: If the file system refuses.
+    """
+    models = _distinct(
+        [
+            _Model(
+                str(run.get("path") or run["name"]),
+                str(run["name"]),
+                run["entry"],
+                place,
+                " · ".join(
+                    [f"seed {run['seed']}"] * (run.get("seed") is not None)
+                    + [str(run["path"])] * bool(run.get("path"))
+                ),
+            )
+            for place, run in enumerate(comparison.get("runs") or [])
+            if (run.get("entry") or {}).get("metrics")
+        ]
+    )
+    protocol = comparison.get("protocol") or {}
+    with _plain_style():
+        sections = [
+            _banner(protocol),
+            _section("Accuracy", _metric_table(models)),
+            _section("Is the difference real?", _tests(models, comparison.get("tests") or [], None)),
+            _section("Accuracy by length of the list", _metric_at_k(models)),
+            _section("Who is served well", _slices(models)),
+            _section("What gets recommended", _bias(models)),
+            _section("Details", _other_measures(models)),
+        ]
+    name = f"{len(models)} run{'s' * (len(models) != 1)} compared"
+    _write(path, name, "Comparison", _protocol(protocol, None), sections, comparison)
+
+
+@dataclass(frozen=True)
+class _Model:
+    """A row of the tables and a colour and a marker of the plots."""
+
+    key: str
+    name: str
+    entry: dict[str, Any]
+    place: int
+    note: str = ""
+
+    def value(self, metric: str) -> float | None:
+        return _finite(self.entry["metrics"].get(metric))
+
+    def interval(self, metric: str) -> tuple[float, float] | None:
+        return _pair((self.entry.get("intervals") or {}).get(metric))
+
+    @property
+    def colour(self) -> str:
+        return list(_ROLES)[self.place % _NUM_COLOURS]
+
+    @property
+    def marker(self) -> str:
+        # Shifted at every round of the colours, so that no two of the first 64 look alike.
+        return list(_MARKERS)[(self.place + self.place // _NUM_COLOURS) % len(_MARKERS)]
+
+    @property
+    def label(self) -> str:
+        """The name in HTML behind its mark."""
+        return (
+            f'<span class="model"><svg class="mark" viewBox="0 0 12 12" aria-hidden="true" style="fill:{_ROLES[self.colour]}">'
+            f"{_MARKERS[self.marker]}</svg><bdi>{_text(_short(self.name))}</bdi></span>"
+        )
+
+
+def _distinct(models: Sequence[_Model]) -> list[_Model]:
+    """Returns the models, the notes in the names of those that would have one name."""
+    names = [model.name for model in models]
+    return [
+        _Model(m.key, f"{m.name} ({m.note or m.key})", m.entry, m.place, "") if names.count(m.name) > 1 else m
+        for m in models
+    ]
+
+
+# ---------------------------------------------------------------- text
+
+
+def _clean(value: object) -> str:
+    """Returns the text without characters that neither HTML nor XML allows."""
+    return re.sub("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]", "\ufffd", str(value))
+
+
+def _text(value: object) -> str:
+    return html.escape(_clean(value))
+
+
+def _short(text: str, most: int = 120) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def _finite(value: Any) -> float | None:
+    return float(value) if value is not None and math.isfinite(value) else None
+
+
+def _pair(value: Any) -> tuple[float, float] | None:
+    if value is None or len(value) != 2:
+        return None
+    low, high = _finite(value[0]), _finite(value[1])
+    return None if low is None or high is None else (low, high)
+
+
+def _number(value: float | None, digits: int = 4) -> str:
+    return _DASH if value is None else f"{value:.{digits}f}".replace("-", _MINUS)
+
+
+def _interval(interval: tuple[float, float] | None) -> str:
+    if interval is None:
+        return ""
+    between = " to " if interval[0] < 0 else _DASH
+    return f"{_number(interval[0])}{between}{_number(interval[1])}"
+
+
+def _beneath(interval: tuple[float, float] | None, before: str = "") -> str:
+    """Returns the interval as the small line beneath a value."""
+    return f"<small>{before}{_interval(interval)}</small>" if interval else ""
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'s' * (count != 1)}"
+
+
+def _cut(name: str) -> tuple[str, int]:
+    """Returns the family and the cut-off of a metric, ``("NDCG", 10)``; 0 where it has none."""
+    family, _, k = name.partition("@")
+    return family, int(k) if k.isdigit() else 0
+
+
+def _ranking_names(metrics: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Returns the ranking metrics that any has, by family and then cut-off."""
+    names = {name for each in metrics for name in each if _cut(name)[0] in RANKING_METRICS and _cut(name)[1]}
+    return sorted(names, key=lambda name: (RANKING_METRICS.index(_cut(name)[0]), _cut(name)[1]))
+
+
+def _headline(names: Sequence[str]) -> str:
+    """Returns the metric that stands for all: NDCG@10, else the NDCG of the largest cut-off, else the last."""
+    return next((n for n in ("NDCG@10", *reversed(names)) if n in names and n.startswith("NDCG@")), names[-1])
+
+
+def _by_headline(models: Sequence[_Model]) -> list[_Model]:
+    """Returns the models, best first by the metric that stands for all."""
+    names = _ranking_names(model.entry["metrics"] for model in models)
+    if not names:
+        return list(models)
+    worst = -math.inf
+    return sorted(models, key=lambda model: -(worst if (v := model.value(_headline(names))) is None else v))
+
+
+# ---------------------------------------------------------------- pieces of the page
+
+
+def _section(title: str, body: str) -> str:
+    return f"<section>\n<h2>{title}</h2>\n{body}\n</section>" if body else ""
+
+
+def _table(head: str, body: str, label: str, kind: str = "") -> str:
+    """Returns a table that scrolls sideways on its own where it is wider than the page."""
+    return (
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{_text(label)}">'
+        f'<table class="{kind}"><thead>{head}</thead>{body}</table></div>'
+    )
+
+
+def _heads(names: Iterable[str]) -> str:
+    cells = "".join(f'<th scope="col">{name}</th>' for name in names)
+    return f"<tr>{cells}</tr>"
+
+
+def _row(cells: Sequence[str], own: bool = False) -> str:
+    return ('<tr class="own">' if own else "<tr>") + "".join(cells) + "</tr>"
+
+
+def _details(title: str, body: str) -> str:
+    return f"<details><summary>{title}</summary>\n{body}</details>\n" if body else ""
+
+
+def _legend(models: Sequence[_Model]) -> str:
+    if len(models) < 2:
+        return ""
+    return f'<ul class="legend">{"".join(f"<li>{model.label}</li>" for model in models)}</ul>'
+
+
+def _write(
+    path: Path, title: str, kind: str, lead: str, sections: Sequence[str], report: Mapping[str, Any]
+) -> None:
+    version = (report.get("versions") or {}).get("genrec")
+    made = f"Made by genrec {_text(version)}." if version else "Made by genrec."
+    page = (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<meta name="color-scheme" content="light dark">\n'
+        f"<title>{_text(title)} · genrec</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n"
+        f'<header>\n<p class="kind">{kind}</p>\n<h1><bdi>{_text(title)}</bdi></h1>\n'
+        + (f'<p class="lead">{lead}</p>\n' if lead else "")
+        + "</header>\n"
+        + "\n".join(section for section in sections if section)
+        + f"\n</main>\n<footer>{made} Intervals are 95% intervals over users.</footer>\n</body>\n</html>\n"
+    )
+    with atomic_path(path) as part:
+        part.write_text(page, encoding="utf-8")
+
+
+# ---------------------------------------------------------------- what was measured
+
+
+def _sampled(protocol: Mapping[str, Any]) -> bool:
+    return "sampl" in str(protocol.get("candidates") or "").lower()
+
+
+def _protocol(protocol: Mapping[str, Any], seed: object) -> str:
+    """Returns one sentence that says how the numbers were made."""
+    parts = []
+    if split := protocol.get("split"):
+        name = _text(_SPLITS.get(str(split), split))
+        on = {"test": ", test items", "valid": ", validation items"}.get(str(protocol.get("on")), "")
+        parts.append(f"{name[:1].upper()}{name[1:]} split{on}")
+    candidates, num_items = protocol.get("candidates"), protocol.get("num_items")
+    if candidates and (candidates != "all items" or num_items is None):
+        ranked = _text(candidates) + (f" of {num_items:,} items" if num_items is not None else "")
+    else:
+        ranked = "" if num_items is None else f"all {_plural(num_items, 'item')}"
+    users, rows = protocol.get("num_users"), protocol.get("num_rows")
+    whom = "" if users is None else f" for {_plural(users, 'user')}"
+    if users is not None and rows is not None and rows != users:
+        whom += f" ({rows:,} lists)"
+    if ranked:
+        parts.append(f"{ranked} ranked{whom}")
+    elif whom:
+        parts.append(f"lists{whom}")
+    if (seen := protocol.get("exclude_history")) is not None:
+        parts.append(f"items of the history {'left out' if seen else 'allowed'}")
+    if relevant := protocol.get("relevant"):
+        said = {"one": "one relevant item a list", "many": "one or more relevant items a list"}
+        parts.append(_text(said.get(str(relevant), relevant)))
+    if seed is not None:
+        parts.append(f"seed {_text(seed)}")
+    sentence = "; ".join(parts)
+    return f"{sentence[:1].upper()}{sentence[1:]}." if parts else ""
+
+
+def _banner(protocol: Mapping[str, Any]) -> str:
+    found = ""
+    if _sampled(protocol):
+        found += (
+            '<p class="banner" role="note"><strong>SAMPLED CANDIDATES: not comparable with full ranking</strong> '
+            f"Ranked were {_text(protocol['candidates'])}, not the whole catalogue. Such numbers are higher, and "
+            "may order models differently.</p>"
+        )
+    if protocol.get("on") == "valid":
+        found += (
+            '<p class="banner calm" role="note">Measured on validation items, which settings are chosen by. '
+            "Report test items.</p>"
+        )
+    return found
+
+
+def _summary(models: Sequence[_Model], tests: Sequence[Mapping[str, Any]]) -> str:
+    """Returns the run's two main numbers and one sentence of where they stand."""
+    own = next((model for model in models if model.key == "model"), None)
+    names = _ranking_names([own.entry["metrics"]]) if own else []
+    if own is None or not names:
+        return ""
+    main = _headline(names)
+    rates = [name for name in names if name.startswith("HR@")]
+    tiles = [main, *[name for name in rates if _cut(name)[1] == _cut(main)[1] and name != main]]
+    numbers = "".join(
+        f"<div><dt>{name}</dt><dd>{_number(own.value(name))}{_beneath(own.interval(name), '95% interval ')}</dd></div>"
+        for name in tiles
+    )
+    known = {model.key: model for model in models}
+    value = own.value(main)
+    others = [(v, model) for model in models if model is not own and (v := model.value(main)) is not None]
+    said = ""
+    if value is not None and others:
+        best, rival = max(others, key=lambda pair: pair[0])
+        said = (
+            f"On {main} the highest of {len(others) + 1} models."
+            if value > best
+            else f"On {main} <bdi>{_text(rival.name)}</bdi> is {'level' if value == best else 'higher'}, "
+            f"{_number(best)}."
+        )
+    verdicts: dict[str, list[str]] = {}
+    for test in (_Test.read(test, "model") for test in tests):
+        if test.metric == main and test.a == "model" and test.b in known:
+            verdicts.setdefault(test.verdict, []).append(f"<bdi>{_text(known[test.b].name)}</bdi>")
+    phrases = [
+        f"{words} {_listed(verdicts[verdict])}"
+        for verdict, words in (
+            ("ahead", "ahead of"),
+            ("not told apart", "not told apart from"),
+            ("behind", "behind"),
+        )
+        if verdict in verdicts
+    ]
+    if phrases:
+        said += f" With these users it is {'; '.join(phrases)}."
+    return f'<div class="summary"><dl>{numbers}</dl>{f"<p>{said.strip()}</p>" if said else ""}</div>'
+
+
+def _metric_table(models: Sequence[_Model]) -> str:
+    names = _ranking_names(model.entry["metrics"] for model in models)
+    if not names:
+        return ""
+    models = _by_headline(models)
+    families = {family: sum(_cut(name)[0] == family for name in names) for family, _ in map(_cut, names)}
+    head = '<tr><th rowspan="2" scope="col">Model</th>' + "".join(
+        f'<th colspan="{width}" scope="colgroup">{family}</th>' for family, width in families.items()
+    )
+    firsts = {next(name for name in names if _cut(name)[0] == family) for family in families}
+    edge = {name: ' class="first"' if name in firsts else "" for name in names}
+    head += "</tr><tr>" + "".join(
+        f'<th scope="col"{edge[name]} abbr="{name}">@{_cut(name)[1]}</th>' for name in names
+    )
+    best = {
+        name: max((v for model in models if (v := model.value(name)) is not None), default=None)
+        for name in names
+    }
+    lines = []
+    for model in models:
+        own = model.key == "model" and len(models) > 1
+        note = "this run" if own else model.note
+        cells = [f'<th scope="row">{model.label}{f"<small>{_text(note)}</small>" if note else ""}</th>']
+        for name in names:
+            value = _number(model.value(name))
+            if len(models) > 1 and best[name] is not None and model.value(name) == best[name]:
+                value = f"<strong>{value}</strong>"
+            cells.append(f"<td{edge[name]}>{value}{_beneath(model.interval(name))}</td>")
+        lines.append(_row(cells, own))
+    note = "Beneath a value its 95% interval over users."
+    if len(models) > 1:
+        note = f"Ordered by {_headline(names)}; bold is the highest of a column. {note}"
+    return (
+        _table(f"{head}</tr>", f"<tbody>{''.join(lines)}</tbody>", "Accuracy of every model", "metrics")
+        + f'<p class="note">{note}</p>'
+    )
+
+
+@dataclass(frozen=True)
+class _Test:
+    """A paired test, the run's own model first where it takes part."""
+
+    metric: str
+    a: str
+    b: str
+    difference: float | None
+    interval: tuple[float, float] | None
+    p: float | None
+    p_holm: float | None
+    method: str
+
+    @classmethod
+    def read(cls, test: Mapping[str, Any], own: str | None) -> _Test:
+        a, b = str(test.get("a")), str(test.get("b"))
+        difference, interval = _finite(test.get("difference")), _pair(test.get("interval"))
+        if b == own and a != own:
+            a, b = b, a
+            difference = None if difference is None else -difference
+            interval = None if interval is None else (-interval[1], -interval[0])
+        p, p_holm = _finite(test.get("p")), _finite(test.get("p_holm"))
+        return cls(
+            str(test.get("metric")), a, b, difference, interval, p, p_holm, str(test.get("test") or "")
+        )
+
+    @property
+    def verdict(self) -> str:
+        """``ahead`` or ``behind`` where the corrected p (else p) is below 0.05, else ``not told apart``."""
+        p = self.p if self.p_holm is None else self.p_holm
+        if p is None or self.difference is None or p >= SIGNIFICANT or self.difference == 0:
+            return "not told apart"
+        return "ahead" if self.difference > 0 else "behind"
+
+
+def _tests(models: Sequence[_Model], tests: Sequence[Mapping[str, Any]], own: str | None) -> str:
+    if not tests:
+        return ""
+    read = [_Test.read(test, own) for test in tests]
+    labels = {model.name: model.label for model in models} | {model.key: model.label for model in models}
+    marks = {"ahead": "▲", "behind": "▼", "not told apart": "≈"}
+    all_own = own is not None and all(test.a == own for test in read)
+    bodies = []
+    for metric in dict.fromkeys(test.metric for test in read):
+        rows = [test for test in read if test.metric == metric]
+        reach = max(
+            (abs(x) for t in rows for x in (t.difference, *(t.interval or ())) if x is not None), default=0.0
+        )
+        lines = [f'<tr class="group"><th colspan="7" scope="rowgroup">{_text(metric)}</th></tr>']
+        for test in rows:
+            a, b = (labels.get(key, f"<bdi>{_text(key)}</bdi>") for key in (test.a, test.b))
+            verdict = test.verdict
+            cells = [
+                _number(test.difference) if (test.difference or 0) <= 0 else f"+{_number(test.difference)}",
+                _interval(test.interval) or _DASH,
+                _forest(test, reach),
+                _p(test.p),
+                _p(test.p_holm),
+                f'<span class="{verdict.replace(" ", "-")}">{marks[verdict]} {verdict}</span>',
+            ]
+            lines.append(
+                f'<tr><th scope="row">{b if test.a == own else f"{a} against {b}"}</th>'
+                + "".join(f"<td>{cell}</td>" for cell in cells)
+                + "</tr>"
+            )
+        bodies.append(f"<tbody>{''.join(lines)}</tbody>")
+    head = _heads(
+        (
+            "Against" if all_own else "Compared",
+            "Difference",
+            "95% interval",
+            '<span class="hidden">Plot of the difference</span>',
+            "p",
+            "p, Holm",
+            "Verdict",
+        )
+    )
+    methods = ", ".join(sorted({test.method for test in read if test.method}))
+    note = (
+        f"{'This run' if all_own else 'The first named'} minus the other. Ahead or behind where the p corrected for "
+        f"several comparisons (Holm) is below {SIGNIFICANT}; not told apart does not mean equal."
+        + (f" Test: {_text(methods)}." if methods else "")
+    )
+    return _table(head, "".join(bodies), "Paired tests", "tests") + f'<p class="note">{note}</p>'
+
+
+def _p(p: float | None) -> str:
+    return "&lt;0.001" if p is not None and p < 0.001 else _number(p, 3)
+
+
+def _forest(test: _Test, reach: float) -> str:
+    """Returns the difference and its interval beside a line at 0; the cells before it say the numbers."""
+    if test.difference is None or not reach:
+        return ""
+    place = {x: f"{60 + 56 * x / reach:.1f}" for x in (test.difference, *(test.interval or ()))}
+    line = ""
+    if test.interval:
+        line = f'<path class="range" d="M{place[test.interval[0]]} 8H{place[test.interval[1]]}"/>'
+    return (
+        f'<svg class="forest {test.verdict.replace(" ", "-")}" viewBox="0 0 120 16" aria-hidden="true">'
+        f'<path class="zero" d="M60 0V16"/>{line}<circle cx="{place[test.difference]}" cy="8" r="3.2"/></svg>'
+    )
+
+
+def _bias(models: Sequence[_Model]) -> str:
+    names = [
+        name
+        for family in _BIAS
+        for name in sorted({n for m in models for n in m.entry["metrics"] if _cut(n)[0] == family}, key=_cut)
+        if any(model.value(name) is not None for model in models)
+    ]
+    if not names:
+        return ""
+    models = _by_headline(models)
+    largest = {name: max((abs(model.value(name) or 0.0) for model in models), default=0.0) for name in names}
+    lines = []
+    for model in models:
+        cells = []
+        for name in names:
+            value = model.value(name)
+            width = 100 * abs(value or 0.0) / (largest[name] or 1.0)
+            bar = f'<span class="bar"><span style="width:{width:.1f}%;background:{_ROLES[model.colour]}"></span></span>'
+            digits = 1 if largest[name] >= 100 else 2 if largest[name] >= 10 else 4
+            cells.append(f"<td>{_number(value, digits)}{bar if len(models) > 1 else ''}</td>")
+        cells.insert(0, f'<th scope="row">{model.label}</th>')
+        lines.append(_row(cells, model.key == "model" and len(models) > 1))
+    heads = [_BIAS[_cut(name)[0]][0] + (f" @{_cut(name)[1]}" if _cut(name)[1] else "") for name in names]
+    families = dict.fromkeys(_cut(name)[0] for name in names)
+    meaning = "; ".join(f"<dfn>{_BIAS[family][0]}</dfn>: {_BIAS[family][1]}" for family in families)
+    return (
+        _table(
+            _heads(("Model", *heads)),
+            f"<tbody>{''.join(lines)}</tbody>",
+            "Popularity bias of every model",
+            "bias",
+        )
+        + f'<p class="note">{meaning}.{" Bars end at the largest of their column." if len(models) > 1 else ""}</p>'
+    )
+
+
+def _other_measures(models: Sequence[_Model]) -> str:
+    """Returns what was measured and stands in no other table, so that nothing of a report is hidden."""
+    names = [
+        name
+        for name in dict.fromkeys(name for model in models for name in model.entry["metrics"])
+        if _cut(name)[0] not in (*RANKING_METRICS, *_BIAS) and name != "num_users"
+    ]
+    timed = any(model.entry.get("seconds") is not None for model in models)
+    if not names and not timed:
+        return ""
+    lines = []
+    for model in models:
+        cells = [f"<td>{_fact(model.entry['metrics'].get(name))}</td>" for name in names]
+        if timed:
+            cells.append(f"<td>{_number(_finite(model.entry.get('seconds')), 1)}</td>")
+        lines.append(f'<tr><th scope="row">{model.label}</th>{"".join(cells)}</tr>')
+    heads = [_text(name.replace("_", " ")) for name in names] + ["seconds"] * timed
+    table = _table(_heads(("Model", *heads)), f"<tbody>{''.join(lines)}</tbody>", "Other measures", "plain")
+    return _details("Other measures", table)
+
+
+def _tuning(models: Sequence[_Model]) -> str:
+    lines = []
+    for model in models:
+        tuning = model.entry.get("tuning") or {}
+        if not tuning:
+            continue
+        settings, trials = tuning.get("settings") or {}, tuning.get("trials") or []
+        values = [
+            value
+            for trial in trials
+            if trial.get("settings") == settings and (value := _finite(trial.get("value"))) is not None
+        ]
+        where = " on ".join(str(part) for part in (tuning.get("metric"), tuning.get("on")) if part)
+        chosen = "<br>".join(f"{_text(name)} = {_fact(value)}" for name, value in settings.items()) or _DASH
+        reached = _number(max(values, default=None))
+        lines.append(
+            f'<tr><th scope="row">{model.label}</th><td class="words">{chosen}</td><td>{len(trials):,}</td>'
+            f"<td>{reached}{f'<small>{_text(where)}</small>' if where and values else ''}</td></tr>"
+        )
+    if not lines:
+        return ""
+    head = _heads(("Model", "Chosen settings", "Trials", "Value")).replace(
+        '">Chosen', '" class="words">Chosen'
+    )
+    table = _table(head, f"<tbody>{''.join(lines)}</tbody>", "How the baselines were tuned", "plain")
+    return _details("How the baselines were tuned", table)
+
+
+def _made_with(report: Mapping[str, Any]) -> str:
+    protocol = report.get("protocol") or {}
+    parts = {
+        "Run": {"seed": report.get("seed"), "data hash": protocol.get("data_hash")},
+        "Protocol": {k: v for k, v in protocol.items() if k != "data_hash"},
+        "Data": report.get("data"),
+        "Index": report.get("index"),
+        "Training": report.get("training"),
+        "Versions": report.get("versions"),
+    }
+    found = ""
+    for title, facts in parts.items():
+        lines = [
+            f'<tr><th scope="row">{_text(name.replace("_", " "))}</th><td class="words">{_fact(value)}</td></tr>'
+            for name, value in _flat(facts or {})
+            if value is not None
+        ]
+        if lines:
+            found += f'<h3>{title}</h3><table class="facts"><tbody>{"".join(lines)}</tbody></table>\n'
+    return _details("What it was made with", f'<div class="columns">{found}</div>' if found else "")
+
+
+def _flat(facts: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in facts.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{before}{name} · ")
+        else:
+            yield f"{before}{name}", value
+
+
+def _fact(value: Any) -> str:
+    if value is None:
+        return _DASH
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:.6g}".replace("-", _MINUS)
+    if isinstance(value, list | tuple):
+        more = f" … ({len(value):,} in all)" if len(value) > 12 else ""
+        return ", ".join(map(_fact, value[:12])) + more
+    return f"<bdi>{_text(value)}</bdi>"
+
+
+def _examples(examples: Sequence[Mapping[str, Any]], last: int = 8) -> str:
+    def title(text: str) -> str:
+        whole = f' title="{_text(text)}"' if _short(text) != text else ""
+        return f'<span dir="auto"{whole}>{_text(_short(text))}</span>'
+
+    cards = []
+    for example in examples:
+        history, targets = list(example.get("history") or ()), list(example.get("targets") or ())
+        card = f"<h3>User <bdi>{_text(example.get('user_id', ''))}</bdi></h3>"
+        if history:
+            earlier = len(history) - last
+            before = f' <span class="aside">last {last} of {len(history):,}</span>' if earlier > 0 else ""
+            card += f"<h4>History{before}</h4><ul>"
+            card += "".join(f"<li>{title(item)}</li>" for item in history[-last:]) + "</ul>"
+        if targets:
+            card += f"<h4>Took next</h4><ul>{''.join(f'<li>{title(item)}</li>' for item in targets)}</ul>"
+        recommended = list(example.get("recommended") or ())
+        lines = [
+            ('<li class="hit">' if hit else "<li>")
+            + title(item)
+            + ('<span class="taken">✓ taken</span>' if hit else "")
+            + (f'<span class="score">{_number(score, 3)}</span>' if _finite(score) is not None else "")
+            + "</li>"
+            for item, score, hit in recommended
+        ]
+        card += f"<h4>Recommended</h4><ol>{''.join(lines) or '<li>nothing</li>'}</ol>"
+        cards.append(f'<article class="card">{card}</article>')
+    if not cards:
+        return ""
+    scored = any(s is not None for example in examples for _, s, _ in example.get("recommended") or ())
+    note = "History from the oldest to the newest."
+    note += " The number behind a recommendation is the model's score." if scored else ""
+    return f'<div class="cards">{"".join(cards)}</div><p class="note">{note}</p>'
+
+
+# ---------------------------------------------------------------- plots
+
+
+def _plain_style() -> AbstractContextManager[None]:
+    """Returns a context in which plots do not depend on the user's own matplotlib settings."""
+    style = require("matplotlib.style", "train")
+    return style.context(["default", {"svg.fonttype": "none", "svg.hashsalt": "genrec", "font.size": 12}])
+
+
+def _axes(
+    width: float, height: float, margins: tuple[float, float, float, float], grid: str
+) -> tuple[Any, Any]:
+    """Returns a figure and its axes, sizes in the units of the SVG: left, right, top and bottom margin."""
+    figure = require("matplotlib.figure", "train").Figure((width / 72, height / 72), dpi=72)
+    left, right, top, bottom = margins
+    axes = figure.add_axes(
+        (left / width, bottom / height, (width - left - right) / width, (height - top - bottom) / height)
+    )
+    for side in ("top", "right", "left", "bottom"):
+        axes.spines[side].set_visible(side == "bottom" and grid == "y")
+        axes.spines[side].set_color(_MUTED)
+    axes.tick_params(length=0, labelcolor=_MUTED, pad=5)
+    axes.grid(axis=grid, color=_RULE, linewidth=1)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _svg(figure: Any, label: str, texts: Sequence[str] = ()) -> str:
+    """Returns a figure as SVG for the inside of an HTML page.
+
+    Args:
+        figure: Of matplotlib.
+        label: What it shows, for those who do not see it.
+        texts: Words of users, set in for the texts whose id is ``user-0``, ``user-1`` and so on. They do not pass
+            through matplotlib, which would read ``$`` as mathematics and has no letters for many scripts.
+    """
+    for artist in figure.findobj():
+        artist.set_clip_on(False)
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    root = ET.fromstring(buffer.getvalue())
+    # Two plots may have the same mark, and an id may come only once in a page.
+    before = f"g{zlib.crc32(_clean(label + buffer.getvalue()).encode()):08x}"
+    for parent in list(root.iter()):
+        parent.tag = parent.tag.rpartition("}")[2]
+        for child in list(parent):
+            if child.tag.rpartition("}")[2] in ("metadata", "style"):
+                parent.remove(child)
+        parent.text = parent.tail = None if parent.tag != "text" else parent.text
+    for node in root.iter():
+        name = node.attrib.pop("id", "")
+        if node.tag == "path" and re.fullmatch(r"m[0-9a-f]{10}", name):
+            node.set("id", before + name)
+        if name.startswith("user-"):
+            node[0].text = _clean(texts[int(name[5:])])
+        for attribute, value in list(node.attrib.items()):
+            del node.attrib[attribute]
+            if attribute.endswith("href"):
+                value = f"#{before}{value[1:]}"
+            elif attribute == "style":
+                value = re.sub(r"font-family:[^;]*;? ?", "", value)
+                value = re.sub("#0001[0-9a-f]{2}|#0002[0-9a-f]{2}", lambda m: _ROLES[m[0]], value)
+            elif attribute in ("d", "x", "y", "transform"):
+                value = re.sub(r"\d+\.\d+", lambda m: f"{float(m[0]):.2f}".rstrip("0").rstrip("."), value)
+            if attribute.rpartition("}")[2] not in ("width", "height", "version"):
+                node.set(attribute.rpartition("}")[2], " ".join(value.split()))
+    root.set("class", "plot")
+    root.set("role", "img")
+    root.set("aria-label", _clean(label))
+    return ET.tostring(root, encoding="unicode")
+
+
+def _mark(axes: Any, model: _Model, x: Any, y: Any, few: bool = False, **options: Any) -> None:
+    """Draws points as those of a model: the run's own are larger, those of few users are hollow."""
+    own = model.key == "model"
+    axes.plot(
+        x,
+        y,
+        marker=model.marker,
+        markersize=8 if own else 6.5,
+        color=model.colour,
+        linewidth=2.4 if own else 1.3,
+        markerfacecolor=_PAPER if few else model.colour,
+        markeredgecolor=model.colour if few else _PAPER,
+        markeredgewidth=1.4 if few else 0.6,
+        zorder=4 if own else 3,
+        **options,
+    )
+
+
+def _figure(svg: str, title: str) -> str:
+    return f"<figure><figcaption>{title}</figcaption>{svg}</figure>"
+
+
+def _metric_at_k(models: Sequence[_Model]) -> str:
+    names = _ranking_names(model.entry["metrics"] for model in models)
+    models, figures = _by_headline(models), []
+    for family in ("HR", "NDCG"):
+        ks = [_cut(name)[1] for name in names if _cut(name)[0] == family]
+        if len(ks) < 2:
+            continue
+        figure, axes = _axes(400, 270, (44, 12, 12, 42), "y")
+        apart = min(0.07, 0.6 / len(models))
+        for place, model in enumerate(models):
+            shift = (place - (len(models) - 1) / 2) * apart
+            found = [
+                (x, v, model.interval(f"{family}@{k}"))
+                for x, k in enumerate(ks)
+                if (v := model.value(f"{family}@{k}")) is not None
+            ]
+            for x, _, interval in found:
+                if interval:
+                    axes.plot([x + shift] * 2, interval, color=model.colour, linewidth=1, alpha=0.75)
+            _mark(axes, model, [x + shift for x, _, _ in found], [value for _, value, _ in found])
+        axes.set_xticks(range(len(ks)), [str(k) for k in ks])
+        axes.set_xlim(-0.4, len(ks) - 0.6)
+        axes.set_ylim(bottom=0)
+        axes.yaxis.set_major_locator(_ticks(5))
+        axes.set_xlabel("K", color=_MUTED)
+        label = f"{family} at K = {', '.join(map(str, ks))}: " + "; ".join(
+            f"{model.name} {', '.join(_number(model.value(f'{family}@{k}')) for k in ks)}" for model in models
+        )
+        figures.append(_figure(_svg(figure, label), f"{family}@K"))
+    if not figures:
+        return ""
+    note = "Lines at the points are 95% intervals over users. K is not drawn to scale."
+    return f'{_legend(models)}<div class="plots">{"".join(figures)}</div><p class="note">{note}</p>'
+
+
+def _ticks(most: int) -> Any:
+    return require("matplotlib.ticker", "train").MaxNLocator(most, steps=[1, 2, 2.5, 5, 10])
+
+
+def _slices(models: Sequence[_Model]) -> str:
+    models = [model for model in _by_headline(models) if model.entry.get("slices")]
+    figures, tables, few = [], [], False
+    for title in dict.fromkeys(name for model in models for name in model.entry["slices"]):
+        found = {
+            model.key: {str(group["group"]): group for group in model.entry["slices"].get(title) or []}
+            for model in models
+        }
+        groups = list(dict.fromkeys(group for of_model in found.values() for group in of_model))
+        names = _ranking_names(
+            g.get("metrics") or {} for of_model in found.values() for g in of_model.values()
+        )
+        if not names:
+            continue
+        svg, some = _dots(models, found, groups, _headline(names), title)
+        few |= some
+        figures.append(_figure(svg, f"By {_text(title)}<span>{_headline(names)}</span>"))
+        tables.append(_slice_table(models, found, groups, names, title))
+    if not figures:
+        return ""
+    note = "Lines are 95% intervals over users."
+    note += f" Hollow marks: fewer than {FEW_USERS} users, too few to conclude from." if few else ""
+    return (
+        f'{_legend(models)}<div class="plots">{"".join(figures)}</div><p class="note">{note}</p>'
+        + _details("The numbers", "".join(tables))
+    )
+
+
+_Groups = Mapping[str, Mapping[str, Mapping[str, Any]]]
+
+
+def _num_users(found: _Groups, group: str) -> int | None:
+    return next((g[group].get("num_users") for g in found.values() if group in g), None)
+
+
+def _dots(
+    models: Sequence[_Model], found: _Groups, groups: Sequence[str], metric: str, title: str
+) -> tuple[str, bool]:
+    """Returns a row a model under the name of every group, and whether a group has few users."""
+    step, heading, gap = 11.0, 20.0, 8.0
+    height = len(groups) * (heading + step * len(models) + gap)
+    figure, axes = _axes(340, height + 32, (8, 12, 4, 28), "x")
+    axes.set_ylim(height, 0)
+    some_few, top = False, 0.0
+    texts: list[str] = []
+    for group in groups:
+        users = _num_users(found, group)
+        few = users is not None and users < FEW_USERS
+        some_few |= few
+        count = "" if users is None else f" · {_plural(users, 'user')}{', few' * few}"
+        axes.text(
+            0,
+            top + heading - 6,
+            "-",
+            transform=axes.get_yaxis_transform(),
+            color=_TEXT,
+            gid=f"user-{len(texts)}",
+        )
+        # Isolated, so that a name written from right to left leaves the count where it is.
+        texts.append(f"\N{FIRST STRONG ISOLATE}{_short(group, 34)}\N{POP DIRECTIONAL ISOLATE}{count}")
+        for place, model in enumerate(models):
+            entry, y = found[model.key].get(group) or {}, top + heading + step * (place + 0.5)
+            value = _finite((entry.get("metrics") or {}).get(metric))
+            interval = _pair((entry.get("intervals") or {}).get(metric))
+            if value is None:
+                continue
+            if interval:
+                axes.plot(interval, [y, y], color=model.colour, linewidth=2 if model.key == "model" else 1.2)
+            _mark(axes, model, [value], [y], few, linestyle="none")
+        top += heading + step * len(models) + gap
+    axes.set_yticks([])
+    axes.set_xlim(left=0)
+    axes.xaxis.set_major_locator(_ticks(5))
+    label = f"{metric} of {_plural(len(models), 'model')} by {title}, groups {', '.join(texts)}; the numbers are in the tables below"
+    return _svg(figure, label, texts), some_few
+
+
+def _slice_table(
+    models: Sequence[_Model], found: _Groups, groups: Sequence[str], names: Sequence[str], title: str
+) -> str:
+    bodies = []
+    for name in names:
+        lines = [f'<tr class="group"><th colspan="{len(models) + 2}" scope="rowgroup">{name}</th></tr>']
+        for group in groups:
+            users = _num_users(found, group)
+            cells = [f'<th scope="row"><bdi>{_text(group)}</bdi></th><td>{_fact(users)}</td>']
+            for model in models:
+                entry = found[model.key].get(group) or {}
+                interval = _pair((entry.get("intervals") or {}).get(name))
+                value = _number(_finite((entry.get("metrics") or {}).get(name)))
+                cells.append(f"<td>{value}{_beneath(interval)}</td>")
+            lines.append(f"<tr>{''.join(cells)}</tr>")
+        bodies.append(f"<tbody>{''.join(lines)}</tbody>")
+    head = _heads(("Group", "Users", *(model.label for model in models)))
+    return f"<h3>By {_text(title)}</h3>{_table(head, ''.join(bodies), f'Numbers by {title}', 'plain')}"
+
+
+def _curves(curve: Sequence[tuple[int, float]], validation: Sequence[tuple[int, float]]) -> str:
+    figures, notes = [], []
+    for title, points in (("Training loss", curve), ("Validation", validation)):
+        finite = np.array([point for point in points if math.isfinite(point[1])], np.float64).reshape(-1, 2)
+        if len(finite) < 2:
+            continue
+        steps, values = _thinned(finite).T
+        figure, axes = _axes(400, 220, (50, 12, 12, 42), "y")
+        axes.plot(
+            steps, values, color=_MODEL, linewidth=1.8, marker="o" if len(steps) < 25 else "", markersize=4
+        )
+        axes.margins(x=0.02)
+        axes.xaxis.set_major_locator(_ticks(5))
+        axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
+        axes.yaxis.set_major_locator(_ticks(5))
+        axes.set_xlabel("step", color=_MUTED)
+        first, final = finite[0], finite[-1]
+        span = f"{_number(first[1])} at step {first[0]:,.0f}, {_number(final[1])} at step {final[0]:,.0f}"
+        figures.append(_figure(_svg(figure, f"{title}: {span}"), f"{title}<span>{span}</span>"))
+        if len(steps) < len(finite):
+            notes.append(
+                f"{title}: each point is the mean of {math.ceil(len(finite) / len(steps)):,} or fewer."
+            )
+    note = f'<p class="note">{" ".join(notes)}</p>' if notes else ""
+    return f'<div class="plots">{"".join(figures)}</div>{note}' if figures else ""
+
+
+def _thinned(points: np.ndarray, most: int = 200) -> np.ndarray:
+    """Returns ``(points, 2)`` at most ``most`` points, means of equal stretches where there were more."""
+    if len(points) <= most:
+        return points
+    return np.stack([part.mean(0) for part in np.array_split(points, most)])
+
+
+# ---------------------------------------------------------------- style
+
+_STYLE = """
+:root {
+  --paper: #fcfbf9; --card: #ffffff; --text: #1d1f24; --muted: #5a5e68; --rule: #e2dfd8; --own: #eef4fb;
+  --good: #0a6b4d; --bad: #a83a0c; --warn: #8a2a06; --warn-paper: #fdf0e8;
+  --m0: #0b5fb3; --m1: #c67a6c; --m2: #8a9110; --m3: #570060; --m4: #039cc3; --m5: #ab316e; --m6: #624d02; --m7: #5f101e;
+}
+@media (prefers-color-scheme: dark) {
+  :root {
+    --paper: #16181d; --card: #1c1f26; --text: #e8e6e1; --muted: #a5a9b4; --rule: #32363f; --own: #1d2a3a;
+    --good: #5fd0a4; --bad: #ff9d6b; --warn: #ffb48a; --warn-paper: #38231a;
+    --m0: #68b1f5; --m1: #ae6b00; --m2: #98ffc8; --m3: #8f6e9b; --m4: #d1e9ff; --m5: #f0ef75; --m6: #caaa6f; --m7: #668268;
+  }
+}
+* { box-sizing: border-box; }
+html { -webkit-text-size-adjust: 100%; }
+body {
+  margin: 0; background: var(--paper); color: var(--text); line-height: 1.55; font-size: 1rem;
+  font-family: system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", "Helvetica Neue", Arial, sans-serif;
+}
+main, footer { max-width: 68rem; margin: 0 auto; padding: 0 1.25rem; }
+header { padding: 3rem 0 .5rem; max-width: 46rem; }
+h1, h2 { font-family: Charter, "Bitstream Charter", "Sitka Text", Cambria, "Noto Serif", Georgia, serif; }
+h1 { font-size: clamp(1.7rem, 5vw, 2.5rem); line-height: 1.15; margin: 0 0 .6rem; font-weight: 600; }
+h1, h3, tbody th, .words, li, p, figcaption { overflow-wrap: anywhere; }
+h2 { font-size: 1.4rem; line-height: 1.25; font-weight: 600; margin: 0 0 .9rem; }
+h3 { font-size: 1rem; margin: 0 0 .5rem; }
+h4 { font-size: .78rem; color: var(--muted); font-weight: 600; margin: .9rem 0 .25rem; }
+.kind { color: var(--muted); margin: 0 0 .2rem; font-size: .9rem; }
+.lead { margin: 0; color: var(--muted); }
+section { padding: 2.2rem 0 .4rem; }
+.banner { border-left: 4px solid var(--warn); background: var(--warn-paper); color: var(--text); padding: .8rem 1rem; margin: 1.2rem 0 0; max-width: 46rem; }
+.banner strong { display: block; color: var(--warn); font-size: 1.1rem; }
+.banner.calm { border-color: var(--m0); background: var(--own); }
+.summary { margin: 1.4rem 0 0; }
+.summary dl { display: flex; flex-wrap: wrap; gap: .6rem 3rem; margin: 0 0 .6rem; }
+.summary dt { color: var(--muted); font-size: .9rem; }
+.summary dd { margin: 0; font-size: 2.3rem; line-height: 1.15; font-variant-numeric: tabular-nums; }
+.summary small { display: block; font-size: .82rem; color: var(--muted); line-height: 1.5; }
+.summary p { margin: 0; max-width: 46rem; }
+.note { color: var(--muted); font-size: .85rem; margin: .7rem 0 0; max-width: 46rem; }
+dfn { font-style: normal; font-weight: 600; }
+.scroll { overflow-x: auto; }
+.scroll:focus-visible, summary:focus-visible { outline: 2px solid var(--m0); outline-offset: 2px; }
+table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums; }
+.scroll table { min-width: 100%; }
+th, td { padding: .5rem .7rem; text-align: right; vertical-align: top; border-bottom: 1px solid var(--rule); }
+thead th { color: var(--muted); font-weight: 600; font-size: .85rem; vertical-align: bottom; border-color: var(--muted); }
+th[scope=row], thead tr:first-child th:first-child, .words { text-align: left; }
+td { white-space: nowrap; }
+.words { white-space: normal; }
+tbody th { font-weight: 400; min-width: 9rem; max-width: 20rem; }
+.metrics thead th[colspan] { text-align: center; border-bottom: 0; padding-bottom: 0; color: var(--text); }
+td small, th small { display: block; color: var(--muted); font-size: .75rem; white-space: nowrap; }
+th small { white-space: normal; padding-left: 1.2rem; }
+.own > * { background: var(--own); }
+.own > th { font-weight: 600; box-shadow: inset 3px 0 0 var(--m0); }
+.group th { text-align: left; font-weight: 600; padding-top: 1rem; }
+.tests td { vertical-align: middle; }
+.ahead { color: var(--good); }
+.behind { color: var(--bad); }
+.not-told-apart { color: var(--muted); }
+.model { display: inline-flex; align-items: baseline; gap: .45rem; }
+.mark { flex: none; width: .75rem; height: .75rem; }
+.forest { width: 7.5rem; height: 1rem; vertical-align: middle; fill: currentColor; }
+.forest path { stroke: currentColor; stroke-width: 1.6; }
+.forest .zero { stroke: var(--muted); stroke-width: 1; opacity: .6; }
+.bar, .bar > span { display: block; height: 5px; border-radius: 3px; }
+.bar { margin-top: .3rem; background: var(--rule); min-width: 4.5rem; }
+.legend { display: flex; flex-wrap: wrap; gap: .25rem 1.4rem; list-style: none; margin: 0 0 1rem; padding: 0; font-size: .88rem; }
+.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)); gap: 1.8rem 2.4rem; align-items: start; }
+.plots > * { min-width: 0; }
+figure { margin: 0; }
+figcaption { font-weight: 600; margin-bottom: .4rem; }
+figcaption span { font-weight: 400; color: var(--muted); font-size: .85rem; margin-left: .6rem; }
+.plot { display: block; width: 100%; height: auto; max-width: 29rem; overflow: visible; }
+.plot * { stroke-linejoin: round; stroke-linecap: round; }
+.plot text { font-variant-numeric: tabular-nums; paint-order: stroke; stroke: var(--paper); stroke-width: 4px; }
+.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 19rem), 1fr)); gap: 1rem; }
+.card { background: var(--card); border: 1px solid var(--rule); border-radius: 8px; padding: 1rem 1.1rem; font-size: .92rem; min-width: 0; }
+.card ul, .card ol { margin: 0; padding-left: 1.4rem; }
+.card ul { list-style: none; padding-left: 0; }
+.card li { margin: .1rem 0; }
+.hit { font-weight: 600; }
+.hit::marker { color: var(--good); }
+.taken { color: var(--good); margin-left: .5rem; white-space: nowrap; }
+.score { color: var(--muted); font-weight: 400; font-size: .8rem; margin-left: .5rem; font-variant-numeric: tabular-nums; }
+.aside { font-weight: 400; }
+details { border-top: 1px solid var(--rule); padding: .2rem 0; }
+section > details:last-child { border-bottom: 1px solid var(--rule); }
+summary { cursor: pointer; padding: .5rem 0; font-weight: 600; }
+details h3 { margin: 1rem 0 .3rem; }
+.note + details { margin-top: .8rem; }
+.columns { columns: 24rem; column-gap: 2.5rem; padding: .4rem 0 1rem; }
+.columns table { width: 100%; margin-bottom: 1.4rem; break-inside: avoid; }
+.columns h3 { break-after: avoid; }
+.facts th, .facts td { padding: .25rem .7rem .25rem 0; font-size: .85rem; }
+.facts th { color: var(--muted); text-align: left; min-width: 0; }
+.hidden { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); white-space: nowrap; }
+footer { color: var(--muted); font-size: .82rem; padding-top: 2rem; padding-bottom: 3rem; }
+@media (max-width: 40rem) {
+  header { padding-top: 1.6rem; }
+  th, td { padding: .45rem .5rem; }
+  .scroll tbody th { min-width: 8rem; max-width: 11rem; }
+  .metrics th:first-child[scope=row], .tests th[scope=row], .bias th[scope=row] { position: sticky; left: 0; background: var(--paper); }
+  .own > th[scope=row] { background: var(--own); }
+}
+@media print {
+  :root {
+    --paper: #ffffff; --card: #ffffff; --text: #000000; --muted: #444444; --rule: #cccccc; --own: #eef4fb;
+    --good: #0a6b4d; --bad: #a83a0c; --warn: #8a2a06; --warn-paper: #fdf0e8;
+    --m0: #0b5fb3; --m1: #c67a6c; --m2: #8a9110; --m3: #570060; --m4: #039cc3; --m5: #ab316e; --m6: #624d02; --m7: #5f101e;
+  }
+  * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
+  html { font-size: 11px; }
+  main, footer { max-width: none; padding: 0; }
+  section { padding-top: 1.4rem; }
+  figure, .plots, .legend, .card, tr, .banner { break-inside: avoid; }
+  h2, h3, .legend, .group { break-after: avoid; }
+  .scroll { overflow: visible; }
+  details::details-content { content-visibility: visible; block-size: auto; }
+}
+"""
