@@ -365,18 +365,28 @@ class Pipeline:
         self._write_page(self.run.path, report, rankings, training["losses"])
         write_card(self.run.path, r, report)
 
+    def baseline_entries(self) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+        """Returns all that is measured of each baseline's saved rankings, and every row's values.
+
+        Raises:
+            RunError: If the stage ``baselines`` is not done.
+        """
+        entries, values = {}, {}
+        for name in self.recipe.evaluate.baselines:
+            stored = self.run.path / BASELINE_RANKINGS / name
+            theirs, _ = align(read_rankings(f"{stored}.parquet"), self.held_out.row_ids, None)
+            kept = read_json(f"{stored}.json")
+            entries[name] = self.judge.entry(BASELINES[name].title, theirs) | kept
+            values[name] = self.judge.values(theirs)
+        return entries, values
+
     def _report(
         self, run: str, label: str, lists: list[list[str]], folder: Path, about: dict[str, Any]
     ) -> dict[str, Any]:
         """Measures lists beside the baselines' and writes ``metrics.json`` and every row's values."""
         judge, settings = self.judge, self.recipe.evaluate
-        entries, values = {"model": judge.entry(label, lists)}, {"model": judge.values(lists)}
-        for name in settings.baselines:
-            stored = self.run.path / BASELINE_RANKINGS / name
-            theirs, _ = align(read_rankings(f"{stored}.parquet"), self.held_out.row_ids, None)
-            kept = read_json(f"{stored}.json")
-            entries[name] = judge.entry(BASELINES[name].title, theirs) | kept
-            values[name] = judge.values(theirs)
+        entries, baseline_values = self.baseline_entries()
+        values = {"model": judge.values(lists), **baseline_values}
         last = [name for name in judge.names if name.endswith(f"@{judge.k}")]
         pairs = [("model", name) for name in settings.baselines]
         data = read_json(self.run.path / REPORT)
@@ -386,7 +396,7 @@ class Pipeline:
             "seed": self.recipe.seed,
             "data": data,
             **about,
-            "model": entries.pop("model"),
+            "model": judge.entry(label, lists),
             "baselines": entries,
             "tests": compare_models(values, judge.users, pairs, last, settings.test_resamples, settings.seed),
             "versions": versions(),

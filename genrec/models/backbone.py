@@ -12,6 +12,7 @@ from genrec.core.files import atomic_path
 from genrec.core.packages import PackagedFiles, cache_dir, fetch
 from genrec.core.processes import process_state
 from genrec.core.progress import timed
+from genrec.models.settings import NewModelSettings
 
 if TYPE_CHECKING:
     import torch
@@ -29,21 +30,32 @@ PACKAGED_MODELS: dict[str, PackagedFiles] = {
 }
 
 
+NEW = "new"
+
+
 def load_backbone(
-    name: str, layers: int | None = None, dtype: Dtype = "auto"
+    name: str,
+    layers: int | None = None,
+    dtype: Dtype = "auto",
+    new: NewModelSettings | None = None,
+    seed: int = 0,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Returns a causal language model and its tokenizer.
 
     Args:
-        name: A Hub name (``org/model``), a folder, a ``.gguf`` file, or a name in ``PACKAGED_MODELS``.
+        name: A Hub name (``org/model``), a folder, a ``.gguf`` file, a name in ``PACKAGED_MODELS``, or ``"new"``.
         layers: Keep only so many of the first transformer layers; None keeps all.
         dtype: ``"auto"`` is bfloat16 where the machine multiplies it natively, else float32.
+        new: Size of the model that ``"new"`` is; default ``NewModelSettings()``.
+        seed: Of the weights of a new model.
 
     Raises:
         ModelError: If it cannot be read, is not a causal model, or has fewer layers than asked for.
         MissingExtraError: If transformers is not installed.
     """
     transformers = require("transformers", "train")
+    if name == NEW:
+        return _new_backbone(new, layers, seed)
     with _readable(name):
         source = _resolve(name)
         config = transformers.AutoConfig.from_pretrained(source)
@@ -66,9 +78,50 @@ def load_backbone(
         return model, transformers.AutoTokenizer.from_pretrained(source)
 
 
+def _new_backbone(
+    settings: NewModelSettings | None, layers: int | None, seed: int
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Returns a GPT-2 (Radford et al., 2019) with random float32 weights, whose tokenizer knows no word.
+
+    GPT-2, since it has dropout on every part, which what is trained from nothing on a small log needs.
+    """
+    import torch
+    import transformers
+
+    s = settings or NewModelSettings()
+    if layers is not None and layers > s.layers:
+        raise ModelError(f"model.layers={layers} is not possible: model.new.layers is {s.layers}.")
+    if s.width % s.heads:
+        raise ModelError(f"model.new.width={s.width} is no multiple of model.new.heads={s.heads}.")
+    tokenizer = load_tokenizer(NEW)
+    config = transformers.GPT2Config(
+        vocab_size=len(tokenizer),
+        n_positions=s.positions,
+        n_embd=s.width,
+        n_layer=layers or s.layers,
+        n_head=s.heads,
+        resid_pdrop=s.dropout,
+        embd_pdrop=s.dropout,
+        attn_pdrop=s.dropout,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return transformers.GPT2LMHeadModel(config), tokenizer
+
+
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """Returns the tokenizer of a backbone without reading its weights; errors as ``load_backbone``."""
     transformers = require("transformers", "train")
+    if name == NEW:
+        from tokenizers import Tokenizer, models, pre_tokenizers
+
+        words = Tokenizer(models.WordLevel({"<unk>": 0, "<s>": 1, "</s>": 2}, unk_token="<unk>"))
+        words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        return transformers.PreTrainedTokenizerFast(
+            tokenizer_object=words, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+        )
     with _readable(name):
         return transformers.AutoTokenizer.from_pretrained(_resolve(name))
 

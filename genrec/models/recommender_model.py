@@ -20,6 +20,7 @@ from genrec.core.files import atomic_path, read_json
 from genrec.core.processes import process_state
 from genrec.indexing import ItemIndex
 from genrec.models.backbone import Dtype, load_backbone
+from genrec.models.settings import NewModelSettings
 from genrec.models.vocabulary import ExtendedEmbedding, extend_vocabulary, new_rows
 
 Adapter = Literal["lora", "full"]
@@ -76,6 +77,7 @@ class RecommenderModel(nn.Module):
         *,
         name: str,
         layers: int | None,
+        new: NewModelSettings | None = None,
         adapter: Adapter = "lora",
         lora_r: int = 16,
         lora_alpha: int = 32,
@@ -90,6 +92,7 @@ class RecommenderModel(nn.Module):
             rows: ``(tokens, width)`` start values of the identifier rows.
             name: The backbone's name, to load it by again.
             layers: The backbone's ``layers``.
+            new: The size of a new backbone, else None.
             adapter: ``"lora"`` on every linear layer of the body, or ``"full"``.
             lora_r: Rank.
             lora_alpha: Scale is ``lora_alpha / lora_r``.
@@ -103,6 +106,8 @@ class RecommenderModel(nn.Module):
             "adapter": adapter,
             "index_hash": index.hash,
         }
+        if new is not None:
+            about["new"] = new.model_dump()
         if adapter == "lora":
             about["lora"] = {
                 "r": lora_r,
@@ -300,7 +305,10 @@ class RecommenderModel(nn.Module):
                 f"({index.hash[:12]}). Use the index saved beside it."
             )
         backbone, tokenizer = load_backbone(
-            about["backbone"], about["layers"], about["dtype"] if dtype == "auto" else dtype
+            about["backbone"],
+            about["layers"],
+            about["dtype"] if dtype == "auto" else dtype,
+            NewModelSettings(**about["new"]) if "new" in about else None,
         )
         if (now := _shape(backbone)) != about["shape"]:
             raise ModelError(

@@ -1,4 +1,4 @@
-"""Settings of the sequence recommenders, apart from their code so that a recipe can be read without torch."""
+"""Settings of the small models, apart from their code so that a recipe can be read without torch."""
 
 from __future__ import annotations
 
@@ -25,6 +25,20 @@ class SequenceSettings(BaseModel):
     batch_size: int = Field(64, ge=1, description="Histories in a step.")
     epochs: int = Field(60, ge=1, description="Passes over the training histories.")
     seed: int = Field(0, ge=0, description="Seed of everything random.")
+
+
+class NewModelSettings(BaseModel):
+    """A small decoder built from a config, for ``model.backbone=new``; the defaults have 0.8 M weights."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    width: int = Field(128, ge=1, description="Width of the states; a multiple of heads.")
+    heads: int = Field(4, ge=1, description="Attention heads.")
+    layers: int = Field(4, ge=1, description="Transformer layers.")
+    dropout: float = Field(
+        0.1, ge=0, lt=1, description="Dropout of embeddings, attention weights and each layer's parts."
+    )
+    positions: int = Field(512, ge=2, description="Most tokens of a row.")
 
 
 class SASRecSettings(SequenceSettings):

@@ -72,7 +72,7 @@ def finetune(
     transformers = require("transformers", "train")
     import torch
 
-    from genrec.models.backbone import load_backbone
+    from genrec.models.backbone import NEW, load_backbone
     from genrec.models.recommender_model import RecommenderModel
     from genrec.models.sequence import train_sequence
     from genrec.models.vocabulary import initial_rows
@@ -99,7 +99,12 @@ def finetune(
             f"The index names {len(index.codes):,} items, the catalogue has {len(items):,}, or they come in "
             "another order. Build the index from this catalogue."
         )
-    lm, tokenizer = load_backbone(backbone, model.layers, model.dtype)
+    if backbone == NEW and settings.adapter != "full":
+        raise RecipeError(
+            f"model.backbone=new has random weights, which train.adapter={settings.adapter} would leave as they "
+            "are. Set train.adapter=full."
+        )
+    lm, tokenizer = load_backbone(backbone, model.layers, model.dtype, model.new, settings.seed)
     longest = getattr(lm.config, "max_position_embeddings", None)
     if settings.teacher == "none" and model.rows_start == "text+teacher":
         raise RecipeError("model.rows_start=text+teacher needs train.teacher=sasrec.")
@@ -123,6 +128,7 @@ def finetune(
         start,
         name=backbone,
         layers=model.layers,
+        new=model.new if backbone == NEW else None,
         adapter=settings.adapter,
         lora_r=settings.lora_r,
         lora_alpha=settings.lora_alpha,

@@ -6,6 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from genrec.models.settings import NewModelSettings
+
 
 class ModelSettings(BaseModel):
     """Which language model is tuned, and how its new tokens start."""
@@ -14,8 +16,12 @@ class ModelSettings(BaseModel):
 
     backbone: str = Field(
         "smollm2-135m-instruct",
-        description="A Hub name (org/model), a folder, a .gguf file, or a packaged model "
-        "(smollm2-135m-instruct).",
+        description="A Hub name (org/model), a folder, a .gguf file, a packaged model "
+        "(smollm2-135m-instruct), or new: a small decoder with random weights, trained from nothing "
+        "(needs train.adapter=full).",
+    )
+    new: NewModelSettings = Field(
+        default_factory=NewModelSettings, description="Size of the model that backbone=new makes."
     )
     layers: int | None = Field(
         None, ge=1, description="Keep only so many of the first transformer layers; null keeps all."

@@ -38,6 +38,7 @@ class ItemTargets:
         self.index, self.first_id, self.exclude_history = index, first_id, exclude_history
         self.teacher = teacher.eval() if teacher is not None else None
         trie = index.trie_of_tokens
+        self._leaf_item = torch.from_numpy(trie.leaf_item)
         column = {token: number for number, token in enumerate(index.tokens)}
         self._item = {
             tuple(first_id + column[token] for token in code): row
@@ -114,20 +115,51 @@ class ItemTargets:
             below = torch.ones_like(count).scatter_(1, column, self._num_below[once, level[:, None]])
             found["excluded"] = (count == below)[:, :num_tokens]
         if self.teacher is not None:
-            self.teacher.to(device)
             soft = torch.zeros(len(rows), num_tokens, device=device)
             known = slot > 0
             soft[torch.nonzero(~known).flatten(), token[~known]] = 1.0
             if bool(known.any()):
-                states = self.teacher(items)[rows[known], slot[known] - 1]
-                scores = self.teacher.scores(states)
-                if self.exclude_history:
-                    scores = leave_out(scores, taken[known])
-                prefix, level = self._prefix[target[known], level[known]], level[known]
-                allowed = prefix[:, None] == self._prefix[:num_items, level].T
-                columns = self._token[:num_items, level].T.clamp(min=0)
-                part = torch.zeros(len(scores), num_tokens, device=device)
-                part.scatter_add_(1, columns, scores.softmax(-1) * allowed)
-                soft[known] = part / part.sum(1, keepdim=True).clamp(min=1e-30)
+                # The tokens of one item share a position, for which the teacher is asked once.
+                place, label = torch.unique(rows[known] * items.shape[1] + slot[known], return_inverse=True)
+                first = torch.zeros_like(place).scatter_(0, label, torch.nonzero(known).flatten())
+                left_out = taken[first] if self.exclude_history else None
+                mass = self._mass_before(items, rows[first], slot[first], left_out)
+                soft[known] = self._below(mass, label, self._prefix[target, level][known])
             found["soft_targets"] = soft
         return found
+
+    def _mass_before(
+        self, items: torch.Tensor, rows: torch.Tensor, slots: torch.Tensor, left_out: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Returns ``(places, items + 1)`` the teacher's probability of the first n leaves of the trie."""
+        assert self.teacher is not None
+        self.teacher.to(items.device)
+        scores = self.teacher.scores(self.teacher(items)[rows, slots - 1])
+        if left_out is not None:
+            scores = leave_out(scores, left_out)
+        leaves = scores.softmax(-1)[:, self._leaf_item.to(items.device)]
+        # In float64, since the share of a small branch is a difference of two sums near 1.
+        return torch.nn.functional.pad(leaves.double().cumsum(1), (1, 0))
+
+    def _below(self, mass: torch.Tensor, label: torch.Tensor, prefix: torch.Tensor) -> torch.Tensor:
+        """Returns ``(labels, new tokens)`` how the probability below each prefix is shared by its next tokens.
+
+        Args:
+            mass: From ``_mass_before``.
+            label: ``(labels,)`` row of ``mass``.
+            prefix: ``(labels,)`` node.
+        """
+        trie, device = self.index.trie_of_tokens, mass.device
+        start = torch.from_numpy(trie.child_start).to(device)
+        count = start[prefix + 1] - start[prefix]
+        slot = torch.arange(int(count.max()), device=device)
+        real = slot < count[:, None]
+        slot = (start[prefix][:, None] + slot).clamp(max=len(trie.child_node) - 1)
+        child = torch.from_numpy(trie.child_node).to(device)[slot]
+        ends = torch.from_numpy(trie.leaf_end).to(device)[child]
+        starts = torch.from_numpy(trie.leaf_start).to(device)[child]
+        part = (mass[label[:, None], ends] - mass[label[:, None], starts]).clamp(min=0) * real
+        part = part / part.sum(1, keepdim=True).clamp(min=1e-300)
+        tokens = torch.from_numpy(trie.child_token).to(device)[slot]
+        shares = torch.zeros(len(label), len(self.index.tokens), device=device)
+        return shares.scatter_add_(1, tokens, part.float())

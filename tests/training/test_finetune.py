@@ -91,6 +91,18 @@ def test_full_tuning_learns_it_too(tiny_backbone, log, items, tmp_path):
     assert hit_rate(run, log) > 0.9
 
 
+@pytest.mark.parametrize(("method", "epochs"), [("independent", 12), ("rq_kmeans", 24)])
+def test_a_model_made_from_nothing_learns_it_and_comes_back_the_same(method, epochs, log, items, tmp_path):
+    run = tuned("new", log, items, tmp_path / "run", method, adapter="full", epochs=epochs)
+    assert hit_rate(run, log) > 0.9
+    assert not (run / "model" / "adapter_model.safetensors").exists()
+
+
+def test_a_new_model_that_would_stay_random_is_refused(log, items, tmp_path):
+    with pytest.raises(RecipeError, match=r"random weights.*Set train\.adapter=full"):
+        tuned("new", log, items, tmp_path / "run", adapter="lora")
+
+
 def trained_bytes(run):
     return {p.name: p.read_bytes() for p in sorted((run / "model").glob("*.safetensors"))}
 
