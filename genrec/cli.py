@@ -101,7 +101,13 @@ def _add_judging(command: argparse.ArgumentParser) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit status: 0, or 1 with a message for an error genrec knows."""
-    options = build_parser().parse_args(arguments)
+    parser = build_parser()
+    options, rest = parser.parse_known_args(arguments)
+    # argparse takes positional arguments in one stretch only; changes to a recipe may stand after an option too.
+    if rest and (not hasattr(options, "overrides") or any("=" not in r or r.startswith("-") for r in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.overrides += rest
     try:
         if options.command == "evaluate" and (options.rankings or options.relevant):
             _judge(options)

@@ -366,11 +366,7 @@ class Pipeline:
         write_card(self.run.path, r, report)
 
     def baseline_entries(self) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-        """Returns all that is measured of each baseline's saved rankings, and every row's values.
-
-        Raises:
-            RunError: If the stage ``baselines`` is not done.
-        """
+        """Returns all that is measured of each baseline's rankings, and every row's values, after ``baselines``."""
         entries, values = {}, {}
         for name in self.recipe.evaluate.baselines:
             stored = self.run.path / BASELINE_RANKINGS / name

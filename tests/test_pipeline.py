@@ -1,7 +1,12 @@
+import json
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 
 from genrec.cli import main
 from genrec.core.errors import RunError
+from genrec.evaluation.rankings import read_rankings
 from genrec.recipe import load_recipe
 from genrec.runs import RunDir
 
@@ -125,3 +130,123 @@ def test_every_key_survives_the_run_directory(recipe, tmp_path):
     again = load_recipe(tmp_path / "run")
     assert again.train.lora_r == 3
     assert again == load_recipe(recipe, ["train.lora_r=3"])
+
+
+def evaluated(recipe, tmp_path):
+    assert main(["run", str(recipe)]) == 0
+    return json.loads((tmp_path / "run" / "metrics.json").read_text())
+
+
+def test_evaluation_leaves_a_page_values_of_every_row_and_every_models_lists(recipe, tmp_path, capsys):
+    report = evaluated(recipe, tmp_path)
+    shown = capsys.readouterr().out
+    assert "95% interval" in shown
+    assert "randomisation test over users" in shown
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "<svg" in page
+    assert "Popularity" in page
+    values = pq.read_table(tmp_path / "run" / "values.parquet")
+    assert values.num_rows == 2 * 60
+    own = values.filter(pc.equal(values["model"], "model"))
+    assert pc.mean(own["HR@5"]).as_py() == pytest.approx(report["model"]["metrics"]["HR@5"])
+    assert report["baselines"]["popularity"]["tuning"]["metric"] == "NDCG@10"
+    lists = read_rankings(tmp_path / "run" / "baselines" / "popularity.parquet")
+    assert len(lists.user_ids) == 60
+    assert {t["b"] for t in report["tests"]} == {"popularity"}
+
+
+def test_lists_of_others_are_judged_beside_the_baselines_without_a_language_model(
+    recipe, tmp_path, capsys, log
+):
+    from genrec.data_prep import leave_one_out
+
+    test = leave_one_out(log).test
+    perfect = tmp_path / "perfect.json"
+    perfect.write_text(json.dumps(dict(zip(test.user_ids, test.targets, strict=True))))
+    assert main(["evaluate", str(recipe), "--rankings", str(perfect), "--name", "oracle"]) == 0
+    assert "oracle" in capsys.readouterr().out
+    folder = tmp_path / "run" / "judged" / "oracle"
+    report = json.loads((folder / "metrics.json").read_text())
+    assert report["model"]["metrics"]["HR@1"] == 1
+    assert report["judged"]["num_missing_users"] == 0
+    assert (folder / "report.html").exists()
+    assert not (tmp_path / "run" / "model").exists()
+
+    few = tmp_path / "few.json"
+    few.write_text(json.dumps({test.user_ids[0]: ["no such item", *test.targets[0]]}))
+    assert main(["evaluate", str(recipe), "--rankings", str(few)]) == 1
+    assert "59 of 60 users to be evaluated have no ranking" in capsys.readouterr().err
+    lenient = ["--missing-users", "empty", "--unknown-items", "miss"]
+    assert main(["evaluate", str(recipe), "--rankings", str(few), *lenient]) == 0
+    assert "59 missing users, 0 extra users, 1 unknown items" in capsys.readouterr().err
+    report = json.loads((tmp_path / "run" / "judged" / "few" / "metrics.json").read_text())
+    assert report["model"]["metrics"]["HR@5"] == pytest.approx(1 / 60)
+
+    page = tmp_path / "both.html"
+    runs = [str(folder), str(folder.parent / "few")]
+    assert main(["compare", *runs, "--html", str(page)]) == 0
+    assert "ahead" in capsys.readouterr().out
+    assert "oracle" in page.read_text()
+    changed = ["evaluate", str(recipe), "evaluate.exclude_history=false", "train.exclude_history=false"]
+    changed += ["sasrec.exclude_history=false", "gru4rec.exclude_history=false"]
+    assert main([*changed, "--rankings", str(perfect), "--name", "other"]) == 0
+    capsys.readouterr()
+    assert main(["compare", runs[0], str(folder.parent / "other")]) == 1
+    assert "exclude_history: True and False" in capsys.readouterr().err
+
+
+def test_rankings_and_relevant_items_need_no_recipe(tmp_path, capsys):
+    (tmp_path / "run.txt").write_text("u Q0 a 1 2.0 x\nu Q0 b 2 1.0 x\n")
+    (tmp_path / "qrels.txt").write_text("u 0 b 1\n")
+    files = ["--rankings", str(tmp_path / "run.txt"), "--relevant", str(tmp_path / "qrels.txt")]
+    assert main(["evaluate", *files, "--ks", "1", "2"]) == 0
+    assert "HR@2" in capsys.readouterr().out
+    assert main(["evaluate", "--relevant", str(tmp_path / "qrels.txt")]) == 1
+    assert main(["evaluate"]) == 1
+    assert "Give a recipe" in capsys.readouterr().err
+
+
+def test_a_searched_baseline_that_was_cut_goes_on_with_the_trials_it_has(
+    recipe, tmp_path, capsys, monkeypatch
+):
+    from genrec.models import sequence
+
+    arguments = ["evaluate.baselines=[sasrec]", "evaluate.search={sasrec: {dropout: [0.0, 0.2], width: [8]}}"]
+    arguments += ["sasrec.epochs=5"]
+    real, trained = sequence.train_sequence, []
+
+    def train(split, item_ids, settings, checkpoint=None):
+        trained.append(settings.dropout)
+        if len(trained) == 2:
+            raise KeyboardInterrupt
+        return real(split, item_ids, settings, checkpoint)
+
+    monkeypatch.setattr(sequence, "train_sequence", train)
+    command = ["evaluate", str(recipe), *arguments]
+    rankings = tmp_path / "r.json"
+    rankings.write_text(json.dumps({f"u{n}": [] for n in range(60)}))
+    command += ["--rankings", str(rankings)]
+    assert main(command) == 130
+    assert main(command) == 0
+    assert trained == [0.0, 0.2, 0.2], "the first trial is not trained again"
+    report = json.loads((tmp_path / "run" / "judged" / "r" / "metrics.json").read_text())
+    tuning = report["baselines"]["sasrec"]["tuning"]
+    assert [trial["settings"] for trial in tuning["trials"]] == [
+        {"dropout": 0.0, "width": 8},
+        {"dropout": 0.2, "width": 8},
+    ]
+    assert tuning["settings"]["width"] == 8
+    assert not list((tmp_path / "run" / "search").rglob("*.json"))
+    capsys.readouterr()
+    bad = [*command, "evaluate.search={sasrec: {dropout: [7]}}"]
+    assert main(bad) == 1
+    assert "evaluate.search.sasrec" in capsys.readouterr().err
+
+
+def test_a_global_temporal_split_runs_from_end_to_end(recipe, tmp_path):
+    split = "data.split={rule: global_temporal, valid_share: 0.2, test_share: 0.2}"
+    assert main(["run", str(recipe), split]) == 0
+    report = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert report["protocol"]["split"] == "global temporal, one row an interaction"
+    assert report["protocol"]["num_rows"] > report["protocol"]["num_users"]
+    assert report["model"]["metrics"]["num_rows"] == report["protocol"]["num_rows"]

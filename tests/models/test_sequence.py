@@ -19,7 +19,10 @@ from genrec.models.settings import GRU4RecSettings, SASRecSettings
 @settings(deadline=None)
 def test_the_loss_and_its_gradients_are_those_of_autograd(targets, items, taken, seed):
     torch.manual_seed(seed)
-    states, weight = torch.randn(targets, 5, requires_grad=True), torch.randn(items + 1, 5, requires_grad=True)
+    states, weight = (
+        torch.randn(targets, 5, requires_grad=True),
+        torch.randn(items + 1, 5, requires_grad=True),
+    )
     wanted = torch.randint(items, (targets,))
     out = torch.randint(items + 1, (targets, taken + 1))
     out = torch.where(out == wanted[:, None], items, out)
@@ -47,7 +50,9 @@ def test_later_items_change_no_earlier_state_and_padding_nothing(kind):
 
 
 @pytest.mark.parametrize("cut_after", [1, 2])
-@pytest.mark.parametrize("settings_", [SASRecSettings(epochs=15, width=16), GRU4RecSettings(epochs=15, width=16)])
+@pytest.mark.parametrize(
+    "settings_", [SASRecSettings(epochs=15, width=16), GRU4RecSettings(epochs=15, width=16)]
+)
 def test_a_training_that_was_cut_ends_with_the_same_weights(log, items, tmp_path, settings_, cut_after):
     split = leave_one_out(log)
     whole, about = train_sequence(split, items.item_ids, settings_)
