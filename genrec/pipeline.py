@@ -360,7 +360,7 @@ class Pipeline:
             "beams": max(settings.beams, k),
             "rank_s": round(seconds, 1),
         }
-        label = model_label(about["training"], index.method)
+        label = model_label(training, index.method)
         report = self._report(r.name, label, rankings.item_ids, self.run.path, about)
         self._write_page(self.run.path, report, rankings, training["losses"])
         write_card(self.run.path, r, report)
@@ -405,8 +405,7 @@ class Pipeline:
         self, folder: Path, report: dict[str, Any], rankings: Rankings, losses: list[tuple[int, float]]
     ) -> None:
         shown = examples(rankings, self.held_out, self.items)
-        curve = report["baselines"].get("sasrec", {}).get("curve", [])
-        write_page(folder / PAGE, report, curve=losses, validation_curve=curve, examples=shown)
+        write_page(folder / PAGE, report, curve=losses, examples=shown)
 
     def judge_file(
         self, path: str | Path, name: str, on_missing: Any = "error", on_unknown: Any = "error"

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from genrec.models.sequence import SequenceModel
 
-Histories = Sequence[Sequence[int]]
+Histories = Sequence[Sequence[int]] | Sequence[np.ndarray]
 
 
 class Scorer(Protocol):

@@ -605,17 +605,18 @@ def _bias(models: Sequence[_Model]) -> str:
 
 def _other_measures(models: Sequence[_Model]) -> str:
     """Returns what was measured and stands in no other table, so that nothing of a report is hidden."""
+    measured = [{**model.entry["metrics"], **(model.entry.get("unbiased") or {})} for model in models]
     names = [
         name
-        for name in dict.fromkeys(name for model in models for name in model.entry["metrics"])
-        if _cut(name)[0] not in (*RANKING_METRICS, *_BIAS) and name != "num_users"
+        for name in dict.fromkeys(name for values in measured for name in values)
+        if _cut(name)[0] not in (*RANKING_METRICS, *_BIAS) and name not in ("num_users", "num_rows")
     ]
     timed = any(model.entry.get("seconds") is not None for model in models)
     if not names and not timed:
         return ""
     lines = []
-    for model in models:
-        cells = [f"<td>{_fact(model.entry['metrics'].get(name))}</td>" for name in names]
+    for model, values in zip(models, measured, strict=True):
+        cells = [f"<td>{_fact(values.get(name))}</td>" for name in names]
         if timed:
             cells.append(f"<td>{_number(_finite(model.entry.get('seconds')), 1)}</td>")
         lines.append(f'<tr><th scope="row">{model.label}</th>{"".join(cells)}</tr>')

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from genrec.core.errors import DataError, RecipeError, nearest
 from genrec.data_prep import HeldOut, ItemCatalog, ItemId, Split
 from genrec.data_prep.tables import read_table, rename_columns
-from genrec.evaluation.baselines import Scorer
+from genrec.evaluation.baselines import Histories, Scorer
 from genrec.evaluation.beyond import ListContext, category_shares, generated_rates, list_metrics
 from genrec.evaluation.lists import NO_ITEM, RankedLists, top_columns
 from genrec.evaluation.metrics import RANKING_METRICS, user_metrics
@@ -92,7 +92,7 @@ class EvaluateSettings(BaseModel):
 
 
 def best_positions(
-    scorer: Scorer, histories: Sequence[Sequence[int]], k: int, left_out: Sequence[np.ndarray] | None
+    scorer: Scorer, histories: Histories, k: int, left_out: Sequence[np.ndarray] | None
 ) -> np.ndarray:
     """Returns ``(histories, min(k, items))`` item positions, best first, equal scores by position.
 

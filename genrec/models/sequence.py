@@ -204,7 +204,7 @@ def _cut(
 
 
 def _pad(histories: Sequence[Sequence[int]] | Sequence[np.ndarray], fill: int) -> torch.Tensor:
-    padded = np.full((len(histories), max(map(len, histories))), fill)
+    padded = np.full((len(histories), max(len(history) for history in histories)), fill)
     for row, history in enumerate(histories):
         padded[row, : len(history)] = history
     return torch.from_numpy(padded)
@@ -235,7 +235,7 @@ def leave_out(scores: torch.Tensor, taken: torch.Tensor) -> torch.Tensor:
 
 @torch.inference_mode()
 def sequence_scores(
-    model: SequenceModel, histories: Sequence[Sequence[int]], batch_size: int = 128
+    model: SequenceModel, histories: Sequence[Sequence[int]] | Sequence[np.ndarray], batch_size: int = 128
 ) -> np.ndarray:
     """Returns float32 scores ``(histories, items)`` of every item after each history of positions."""
     model.eval()
