@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test test-unit test-slow check format clean
+.PHONY: quickstart test test-unit test-slow check format leaderboard clean
 
 quickstart: $(VENV)/.train
 	$(BIN)/genrec run quickstart
@@ -30,6 +30,10 @@ check: $(VENV)/.dev
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The tables in README.md, from benchmarks/results/ alone.
+leaderboard: $(VENV)/.train
+	$(BIN)/python benchmarks/leaderboard.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info

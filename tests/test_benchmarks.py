@@ -463,7 +463,16 @@ def test_a_result_names_the_commit_of_the_code_that_ran(tmp_path, monkeypatch):
         monkeypatch.setattr(module, "__file__", str(tmp_path / "x" / "__init__.py"))
 
     def git(*arguments):
-        who = ["-c", "user.name=t", "-c", "user.email=t@t", "-c", "commit.gpgsign=false"]
+        who = [
+            "-c",
+            "user.name=t",
+            "-c",
+            "user.email=t@t",
+            "-c",
+            "commit.gpgsign=false",
+            "-c",
+            "core.hooksPath=/dev/null",
+        ]
         subprocess.run(["git", *who, *arguments], cwd=tmp_path, check=True, capture_output=True)
 
     git("init")
