@@ -33,7 +33,7 @@ def test_the_loss_and_its_gradients_are_those_of_autograd(targets, items, taken,
     states.grad = weight.grad = None
     plain = torch.nn.functional.cross_entropy(leave_out(states @ weight[:items].T, out), wanted)
     (3 * plain).backward()
-    assert float(found) == pytest.approx(float(plain), rel=1e-5, abs=1e-6)
+    assert found.item() == pytest.approx(plain.item(), rel=1e-5, abs=1e-6)
     assert torch.allclose(ours[0], states.grad, atol=1e-6)
     assert torch.allclose(ours[1], weight.grad, atol=1e-6)
 
@@ -49,6 +49,7 @@ def test_later_items_change_no_earlier_state_and_padding_nothing(kind):
     assert together[0] == pytest.approx(sequence_scores(model, [[1, 2]])[0], abs=1e-5)
 
 
+@pytest.mark.model
 @pytest.mark.parametrize("cut_after", [1, 2])
 @pytest.mark.parametrize(
     "settings_", [SASRecSettings(epochs=15, width=16), GRU4RecSettings(epochs=15, width=16)]
@@ -92,6 +93,7 @@ def _counted(cut):
     return value
 
 
+@pytest.mark.model
 def test_a_state_of_another_training_or_a_broken_one_is_not_used(log, items, tmp_path, capsys):
     split = leave_one_out(log)
     state = tmp_path / "state.pt"
