@@ -212,6 +212,8 @@ class Pipeline:
         tuning = {"settings": chosen, "trials": trials, "on": "valid", "metric": SEARCH_METRIC}
         write_json(self.run.path / kind / "training.json", about | {"tuning": tuning})
         shutil.rmtree(self.run.path / SEARCH / kind)
+        if not any((self.run.path / SEARCH).iterdir()):  # another search may have been cut
+            (self.run.path / SEARCH).rmdir()
 
     def _prepare(self) -> None:
         if not is_main_process():

@@ -236,7 +236,7 @@ def test_a_searched_baseline_that_was_cut_goes_on_with_the_trials_it_has(
         {"dropout": 0.2, "width": 8},
     ]
     assert tuning["settings"]["width"] == 8
-    assert not list((tmp_path / "run" / "search").rglob("*.json"))
+    assert not (tmp_path / "run" / "search").exists()
     capsys.readouterr()
     bad = [*command, "evaluate.search={sasrec: {dropout: [7]}}"]
     assert main(bad) == 1

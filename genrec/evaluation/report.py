@@ -50,15 +50,16 @@ def protocol_line(report: Mapping[str, Any]) -> str:
 
 
 def test_lines(report: Mapping[str, Any]) -> list[str]:
-    """Returns a line for every paired test of the run's model against a baseline."""
-    names = {"model": report["model"]["name"]} | {k: e["name"] for k, e in report["baselines"].items()}
+    """Returns a line for every baseline that the run's model was tested against."""
     found = []
-    for test in report["tests"]:
-        low, high = test["interval"]
-        found.append(
-            f"{test['metric']} {test['difference']:+.4f} [{low:+.4f}, {high:+.4f}] against {names[test['b']]}, "
-            f"p {test['p']:.4f}, corrected {test['p_holm']:.4f}"
-        )
+    for key, entry in report["baselines"].items():
+        parts = []
+        for test in (test for test in report["tests"] if test["b"] == key):
+            low, high = test["interval"]
+            numbers = f"{test['metric']} {test['difference']:+.4f} [{low:+.4f}, {high:+.4f}]"
+            parts.append(f"{numbers} p {test['p_holm']:.4f}")
+        if parts:
+            found.append(f"{entry['name']}: {'; '.join(parts)}")
     return found
 
 
@@ -75,7 +76,9 @@ def comparison_table(report: Mapping[str, Any]) -> str:
     bounds = ", ".join(f"{name} [{intervals[name][0]:.4f}, {intervals[name][1]:.4f}]" for name in names[-1:])
     lines += ["", protocol_line(report), f"95% interval of the last row over users: {bounds}."]
     if report["tests"]:
-        lines += ["The last row minus each baseline, 95% interval, randomisation test over users (Holm):"]
+        lines += [
+            "The last row minus each baseline, 95% interval, p of a paired randomisation test over users (Holm):"
+        ]
         lines += [f"  {line}" for line in test_lines(report)]
     return "\n".join([*lines, ""])
 
