@@ -9,7 +9,7 @@ import numpy as np
 
 from genrec.core.errors import DataError, RecipeError
 from genrec.evaluation.lists import NO_ITEM, RankedLists
-from genrec.evaluation.metrics import _pair
+from genrec.evaluation.metrics import labelled
 
 
 @dataclass(frozen=True)
@@ -485,13 +485,7 @@ def probability_metrics(labels: np.ndarray, probabilities: np.ndarray, bins: int
     """
     if bins < 1:
         raise RecipeError(f"ECE needs a bin at least; got {bins} bins.")
-    labels, probabilities = _pair(labels, probabilities)
-    if not np.isin(labels, (0, 1)).all():
-        raise DataError(f"Labels must be 0 and 1; got {np.unique(labels)[:5].tolist()}.")
-    if probabilities.min() < 0 or probabilities.max() > 1:
-        raise DataError(
-            f"Probabilities must lie in [0, 1]; got {probabilities.min():g} to {probabilities.max():g}."
-        )
+    labels, probabilities = labelled(labels, probabilities)
     _, group, size = np.unique(probabilities, return_inverse=True, return_counts=True)
     twice_middle = 2 * (np.cumsum(size) - size) + size - 1
     own = (bins * twice_middle // (2 * len(labels)))[group]

@@ -36,7 +36,7 @@ def user_metrics(lists: RankedLists, names: Sequence[str]) -> dict[str, np.ndarr
     Raises:
         RecipeError: If a name is none of these.
     """
-    wanted = [_parse(name) for name in names]
+    wanted = [parse_metric(name) for name in names]
     longest = min(max((k for _, k in wanted), default=1), lists.items.shape[1])
     values: dict[str, np.ndarray] = {name: np.empty(lists.num_users) for name in names}
     # In stretches of users, so that a million lists need no second copy of themselves.
@@ -71,12 +71,19 @@ def _value(metric: str, k: int, hits: np.ndarray, relevant: np.ndarray) -> np.nd
     return (hits * precision).sum(1) / possible
 
 
-def _parse(name: str) -> tuple[str, int]:
+def parse_metric(
+    name: str, allowed: Sequence[str] = RANKING_METRICS, what: str = "ranking metric"
+) -> tuple[str, int]:
+    """Returns metric and cut-off of a name such as ``"NDCG@10"``.
+
+    Raises:
+        RecipeError: If the metric is none of those allowed, or the cut-off no whole number of 1 or more.
+    """
     metric, _, cut = name.partition("@")
-    if metric not in RANKING_METRICS or not cut.isdigit() or int(cut) < 1:
+    if metric not in allowed or not cut.isdigit() or int(cut) < 1:
         raise RecipeError(
-            f"Unknown ranking metric {name!r}. Allowed: one of {', '.join(RANKING_METRICS)}, then @ and a "
-            f"cut-off of 1 or more, such as NDCG@10.{nearest(metric, RANKING_METRICS)}"
+            f"Unknown {what} {name!r}. Allowed: one of {', '.join(allowed)}, then @ and a cut-off of 1 or more, "
+            f"such as NDCG@10.{nearest(metric, allowed)}"
         )
     return metric, int(cut)
 
@@ -138,16 +145,11 @@ def click_metrics(
         threshold: Of accuracy.
 
     Raises:
-        DataError: As ``_pair``, or if labels are not 0 and 1 or only one of them comes, or a probability is
-            outside [0, 1].
+        DataError: As ``labelled``, or if only one of the labels comes.
     """
-    labels, probabilities = _pair(labels, probabilities)
-    if not np.isin(labels, (0, 1)).all() or len(np.unique(labels)) < 2:
-        raise DataError(f"Labels must be 0 and 1, both of them; got {np.unique(labels)[:5].tolist()}.")
-    if probabilities.min() < 0 or probabilities.max() > 1:
-        raise DataError(
-            f"Probabilities must lie in [0, 1]; got {probabilities.min():g} to {probabilities.max():g}."
-        )
+    labels, probabilities = labelled(labels, probabilities)
+    if len(np.unique(labels)) < 2:
+        raise DataError(f"Labels must be 0 and 1, both of them; got {np.unique(labels).tolist()} only.")
     held = np.clip(probabilities, 1e-15, 1 - 1e-15)
     found = {
         "AUC": _auc(labels, probabilities),
@@ -171,6 +173,22 @@ def _auc(labels: np.ndarray, scores: np.ndarray) -> float:
     positives = int(labels.sum())
     total = rankdata(scores)[labels == 1].sum() - positives * (positives + 1) / 2
     return float(total / positives / (len(labels) - positives))
+
+
+def labelled(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns both as float64.
+
+    Raises:
+        DataError: As ``_pair``, or if a label is not 0 or 1, or a probability outside [0, 1].
+    """
+    labels, probabilities = _pair(labels, probabilities)
+    if not np.isin(labels, (0, 1)).all():
+        raise DataError(f"Labels must be 0 and 1; got {np.unique(labels)[:5].tolist()}.")
+    if probabilities.min() < 0 or probabilities.max() > 1:
+        raise DataError(
+            f"Probabilities must lie in [0, 1]; got {probabilities.min():g} to {probabilities.max():g}."
+        )
+    return labels, probabilities
 
 
 def _pair(truth: np.ndarray, guess: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -13,8 +13,9 @@ from typing import Literal
 
 import numpy as np
 
-from genrec.core.errors import DataError, RecipeError, nearest
+from genrec.core.errors import DataError, RecipeError
 from genrec.evaluation.lists import RankedLists
+from genrec.evaluation.metrics import parse_metric
 
 PROPENSITY_METRICS = ("Recall", "DCG", "NDCG")
 
@@ -121,7 +122,7 @@ def propensity_metrics(
         DataError: As ``ips_weights``, or if an item has no propensity.
         RecipeError: If a name, the clip or the normalisation is none of these.
     """
-    wanted = [_parse(name) for name in names]
+    wanted = [parse_metric(name, PROPENSITY_METRICS, "propensity metric") for name in names]
     if normalise not in ("self", "none"):
         raise RecipeError(f"Unknown normalisation {normalise!r}. Allowed: 'self', 'none'.")
     weights = ips_weights(propensities, clip)
@@ -225,13 +226,3 @@ class _Ideal:
 def _discounts(k: int) -> np.ndarray:
     """Returns ``(k,)`` 1 / log2(rank + 1)."""
     return 1 / np.log2(np.arange(2, k + 2))
-
-
-def _parse(name: str) -> tuple[str, int]:
-    metric, _, cut = name.partition("@")
-    if metric not in PROPENSITY_METRICS or not cut.isdigit() or int(cut) < 1:
-        raise RecipeError(
-            f"Unknown propensity metric {name!r}. Allowed: one of {', '.join(PROPENSITY_METRICS)}, then @ and a "
-            f"cut-off of 1 or more, such as NDCG@10.{nearest(metric, PROPENSITY_METRICS)}"
-        )
-    return metric, int(cut)
