@@ -203,6 +203,22 @@ def _cut(
     return rows
 
 
+def _batches(rows: list[np.ndarray], batch_size: int, rng: np.random.Generator) -> list[list[np.ndarray]]:
+    """Returns the rows in batches of near lengths and about as many targets each, in random order.
+
+    There are as many batches as batches of ``batch_size`` rows would be. With as many rows in each instead, a
+    target of a short history would weigh many times as much as one of a long history.
+    """
+    rows = sorted(rows, key=len)
+    ends = np.cumsum([len(row) - 1 for row in rows])
+    number = (ends - 1) * -(-len(rows) // batch_size) // ends[-1]
+    batches: list[list[np.ndarray]] = [[] for _ in range(int(number[-1]) + 1)]
+    for row, place in zip(rows, number.tolist(), strict=True):
+        batches[place].append(row)
+    batches = [batch for batch in batches if batch]
+    return [batches[place] for place in rng.permutation(len(batches))]
+
+
 def _pad(histories: Sequence[Sequence[int]] | Sequence[np.ndarray], fill: int) -> torch.Tensor:
     padded = np.full((len(histories), max(len(history) for history in histories)), fill)
     for row, history in enumerate(histories):
@@ -301,13 +317,12 @@ def train_sequence(
     for epoch in range(first_epoch, s.epochs + 1):
         model.train()
         rows = _cut(train, s.max_history, rng, s.batch_size)
-        rows.sort(key=len)
-        starts = rng.permutation(np.arange(0, len(rows), s.batch_size)).tolist()
-        for place, first in enumerate(starts):
-            done = epoch - 1 + place / len(starts)
+        batches = _batches(rows, s.batch_size, rng)
+        for place, batch_rows in enumerate(batches):
+            done = epoch - 1 + place / len(batches)
             for group in optimizer.param_groups:
                 group["lr"] = s.learning_rate * min(1.0, done + 0.05) * (1 - done / s.epochs)
-            batch = _pad(rows[first : first + s.batch_size], len(item_ids)).to(device)
+            batch = _pad(batch_rows, len(item_ids)).to(device)
             learned = batch[:, 1:] != len(item_ids)
             states, targets = model(batch[:, :-1])[learned], batch[:, 1:][learned]
             left_out = targets.new_full((len(targets), 1), len(item_ids))
