@@ -128,8 +128,9 @@ def top_columns(scores: np.ndarray, k: int) -> np.ndarray:
         border = np.partition(scores, width - k, axis=1)[:, width - k, None]
         keep = scores >= border
         tied = np.flatnonzero(keep.sum(1) > k)
-        above, equal = scores[tied] > border[tied], scores[tied] == border[tied]
-        keep[tied] = above | (equal & (equal.cumsum(1) <= k - above.sum(1, keepdims=True)))
+        part, value = scores[tied], border[tied]
+        above, equal = part > value, part == value
+        keep[tied] = above | (equal & (equal.cumsum(1, dtype=np.int32) <= k - above.sum(1, keepdims=True)))
         columns = np.nonzero(keep)[1].reshape(len(scores), k)
     else:
         columns = np.broadcast_to(np.arange(width), scores.shape)

@@ -39,6 +39,7 @@ class ItemTargets:
         self.teacher = teacher.eval() if teacher is not None else None
         trie = index.trie_of_tokens
         self._leaf_item = torch.from_numpy(trie.leaf_item)
+        self._leaf_of_item = torch.cat([self._leaf_item.argsort(), torch.tensor([len(index.codes)])])
         column = {token: number for number, token in enumerate(index.tokens)}
         self._item = {
             tuple(first_id + column[token] for token in code): row
@@ -134,12 +135,12 @@ class ItemTargets:
         """Returns ``(places, items + 1)`` the teacher's probability of the first n leaves of the trie."""
         assert self.teacher is not None
         self.teacher.to(items.device)
-        scores = self.teacher.scores(self.teacher(items)[rows, slots - 1])
+        leaf_item = self._leaf_item.to(items.device)
+        scores = self.teacher(items)[rows, slots - 1] @ self.teacher.items.weight[leaf_item].T
         if left_out is not None:
-            scores = leave_out(scores, left_out)
-        leaves = scores.softmax(-1)[:, self._leaf_item.to(items.device)]
+            scores = leave_out(scores, self._leaf_of_item.to(items.device)[left_out])
         # In float64, since the share of a small branch is a difference of two sums near 1.
-        return torch.nn.functional.pad(leaves.double().cumsum(1), (1, 0))
+        return torch.nn.functional.pad(scores.softmax(-1).double().cumsum(1), (1, 0))
 
     def _below(self, mass: torch.Tensor, label: torch.Tensor, prefix: torch.Tensor) -> torch.Tensor:
         """Returns ``(labels, new tokens)`` how the probability below each prefix is shared by its next tokens.
