@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,18 @@ class ItemTrainer(Trainer):
             about = self._targets.of(inputs)
         inputs = {name: value for name, value in inputs.items() if name not in ("items", "slots")}
         inputs |= about | {"soft_weight": self._teacher_weight}
+        if options.get("num_items_in_batch") is not None:
+            # The same divisor in every step: divided by its own number of targets, a step of short rows
+            # would give each of its targets many times the weight of one in a step of long rows.
+            options["num_items_in_batch"] = self._mean_targets
         return super().compute_loss(model, inputs, *arguments, **options)
+
+    @cached_property
+    def _mean_targets(self) -> float:
+        """Targets in a step, on average."""
+        rows = self.train_dataset
+        assert isinstance(rows, TokenRows)
+        return rows.num_targets * self._step_rows / len(rows)
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler:
         rows = train_dataset if train_dataset is not None else self.train_dataset
