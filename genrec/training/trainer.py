@@ -133,8 +133,10 @@ class ItemTrainer(Trainer):
         return LengthGroupedSampler(rows.lengths, self._step_rows, self.args.seed)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:  # noqa: ARG002
-        # In a folder of its own, since save replaces the folder whole, and other processes write beside it.
-        self._model.save(Path(output_dir or str(self.args.output_dir)) / WEIGHTS)
+        # Every process is asked to save; two that replaced the folder at once would stop each other. It is a folder
+        # of its own, since save replaces it whole, and other processes write beside it.
+        if self.args.should_save:
+            self._model.save(Path(output_dir or str(self.args.output_dir)) / WEIGHTS)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:  # noqa: ARG002
         self._model.load_weights(Path(resume_from_checkpoint) / WEIGHTS)

@@ -31,7 +31,7 @@ def run(tiny_backbone, log, items, tmp_path_factory):
             "index": {"method": "rq_kmeans", "levels": 2, "codebook_size": 6},
             "model": {"backbone": tiny_backbone, "dtype": "float32"},
             "train": {
-                "epochs": 20,
+                "epochs": 30,
                 "learning_rate": 5e-3,
                 "rows_learning_rate": 1e-2,
                 "exclude_history": False,
