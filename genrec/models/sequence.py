@@ -219,7 +219,8 @@ def _batches(rows: list[np.ndarray], batch_size: int, rng: np.random.Generator) 
     return [batches[place] for place in rng.permutation(len(batches))]
 
 
-def _pad(histories: Sequence[Sequence[int]] | Sequence[np.ndarray], fill: int) -> torch.Tensor:
+def _pad(histories: Sequence[Any], fill: int) -> torch.Tensor:
+    """Returns sequences of item positions as rows, filled up on the right."""
     padded = np.full((len(histories), max(len(history) for history in histories)), fill)
     for row, history in enumerate(histories):
         padded[row, : len(history)] = history
