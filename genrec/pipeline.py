@@ -116,7 +116,7 @@ class Pipeline:
             # Where checkpoints lie, how often and what is logged do not change what is trained.
             train = {k: v for k, v in r["train"].items() if k not in ("checkpoint_steps", "report_to")}
             before = [self.inputs("index")]
-            before += [self.inputs("sasrec")] if r["train"]["teacher"] == "sasrec" else []
+            before += [self.inputs(kind) for kind in self.recipe.train.teachers]
             return {"tasks": r["tasks"], "model": r["model"], "train": train, "before": before}
         if stage in SEQUENCE_MODELS:
             searched = r["evaluate"]["search"].get(stage)
@@ -167,7 +167,7 @@ class Pipeline:
         return self.judge.held_out
 
     def _needs(self, kind: str) -> bool:
-        return self.recipe.train.teacher == kind or kind in self.recipe.evaluate.baselines
+        return kind in self.recipe.train.teachers or kind in self.recipe.evaluate.baselines
 
     def _trained(self, kind: str) -> Any:
         from genrec.models.sequence import load_sequence_model
@@ -280,7 +280,7 @@ class Pipeline:
             tasks=r.tasks,
             model=r.model,
             settings=r.train,
-            teacher=self._trained(r.train.teacher) if r.train.teacher != "none" else None,
+            teachers=[self._trained(kind) for kind in r.train.teachers],
         )
         if is_main_process():
             say(f"  saved {self.run.path / MODEL} ({megabytes(self.run.path / MODEL):.1f} MB)")

@@ -87,5 +87,5 @@ def test_rows_from_a_teacher_need_one(tiny_backbone, log, items, tmp_path):
     index = build_index("independent", items, split.train)
     data = build_dataset(split, items, index)
     model = ModelSettings(rows_start="text+teacher")
-    with pytest.raises(RecipeError, match=r"needs train\.teacher=sasrec"):
+    with pytest.raises(RecipeError, match=r"needs a train\.teacher"):
         finetune(tiny_backbone, data, index, items, split, tmp_path, model=model)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import shutil
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pa_parquet
 
@@ -43,7 +45,7 @@ def finetune(
     tasks: TaskSettings | None = None,
     model: ModelSettings | None = None,
     settings: TrainSettings | None = None,
-    teacher: SequenceModel | None = None,
+    teachers: Sequence[SequenceModel] = (),
 ) -> Path:
     """Returns the run directory with the tuned model, its index and its catalogue.
 
@@ -60,8 +62,8 @@ def finetune(
         tasks: The settings that ``data`` was built with; they decide how histories are written.
         model: Layers, type and start of rows; its ``backbone`` is ignored in favour of the argument.
         settings: Training settings.
-        teacher: The SASRec of ``settings.teacher`` where it is trained already, on the same split and
-            catalogue; otherwise it is trained here.
+        teachers: The models of ``settings.teacher`` where they are trained already, on the same split and
+            catalogue; otherwise they are trained here.
 
     Raises:
         ModelError: If the backbone cannot be read.
@@ -74,7 +76,7 @@ def finetune(
 
     from genrec.models.backbone import NEW, load_backbone
     from genrec.models.recommender_model import RecommenderModel
-    from genrec.models.sequence import train_sequence
+    from genrec.models.sequence import MODELS, train_sequence
     from genrec.models.vocabulary import initial_rows
     from genrec.training.targets import ItemTargets
     from genrec.training.trainer import (
@@ -106,18 +108,21 @@ def finetune(
         )
     lm, tokenizer = load_backbone(backbone, model.layers, model.dtype, model.new, settings.seed)
     longest = getattr(lm.config, "max_position_embeddings", None)
-    if settings.teacher == "none" and model.rows_start == "text+teacher":
-        raise RecipeError("model.rows_start=text+teacher needs train.teacher=sasrec.")
-    if settings.teacher == "none":
-        teacher = None
-    elif teacher is None:
-        teacher, _ = train_sequence(split, items.item_ids)
+    if not settings.teachers and model.rows_start == "text+teacher":
+        raise RecipeError("model.rows_start=text+teacher needs a train.teacher, such as sasrec.")
+    if given := [teacher.kind for teacher in teachers]:
+        if set(given) != set(settings.teachers):
+            raise RecipeError(f"train.teacher={settings.teacher}, but the teachers given are {given}.")
+    else:
+        settings_of = {kind: settings_class for kind, (_, settings_class) in MODELS.items()}
+        teachers = [train_sequence(split, items.item_ids, settings_of[k]())[0] for k in settings.teachers]
     vectors = None
     if model.rows_start == "text+collaborative":
         spec = IndexSettings()
         vectors = collaborative_vectors(items, split.train, spec.vector_size, spec.window, settings.seed)
-    elif model.rows_start == "text+teacher" and teacher is not None:
-        vectors = teacher.items.weight[: len(items)].detach().cpu().numpy()
+    elif model.rows_start == "text+teacher":
+        found = [teacher.items.weight[: len(items)].detach().cpu().numpy() for teacher in teachers]
+        vectors = np.hstack([vector / vector.std() for vector in found])
     text = model.rows_start.startswith("text")
     start = initial_rows(lm, tokenizer, index, items, text, vectors, settings.seed)
     transformers.set_seed(settings.seed)  # a teacher trained above must not change the adapter's start
@@ -135,7 +140,7 @@ def finetune(
         lora_dropout=settings.lora_dropout,
     )
     renderer = Renderer(tokenizer, index, tasks.form, tasks.max_history)
-    targets = ItemTargets(index, recommender.first_id, settings.exclude_history, teacher)
+    targets = ItemTargets(index, recommender.first_id, settings.exclude_history, teachers)
     targets.check(tasks.max_history)
     rows = TokenRows(data["train"], renderer, targets)
     if longest and int(rows.lengths.max()) > longest:

@@ -33,7 +33,7 @@ class ModelSettings(BaseModel):
     rows_start: Literal["mean", "text", "text+collaborative", "text+teacher"] = Field(
         "text+collaborative",
         description="Start of the identifier rows: mean of the old rows; mean of the title's token rows; that "
-        "plus a projection of co-occurrence vectors from training histories, or of the teacher's item vectors.",
+        "plus a projection of co-occurrence vectors from training histories, or of the teachers' item vectors.",
     )
 
 
@@ -51,13 +51,13 @@ class TrainSettings(BaseModel):
         description="Whether the loss of an item leaves out those of its history, as ranking does with "
         "evaluate.exclude_history. Turn both off where users take items again.",
     )
-    teacher: Literal["none", "sasrec"] = Field(
+    teacher: Literal["none", "sasrec", "gru4rec", "sasrec+gru4rec"] = Field(
         "none",
-        description="A sequence recommender, trained on the same training histories, whose distribution over "
-        "items is learned beside the item that came.",
+        description="Sequence recommenders, trained on the same training histories, whose mean distribution "
+        "over items is learned beside the item that came.",
     )
     teacher_weight: float = Field(
-        0.5, ge=0, le=1, description="Share of the teacher in the loss, where there is one."
+        0.5, ge=0, le=1, description="Share of the teachers in the loss, where there are any."
     )
     epochs: float = Field(1.0, gt=0, description="Passes over the training rows.")
     batch_size: int = Field(
@@ -76,3 +76,8 @@ class TrainSettings(BaseModel):
         "none", description="Tracker to log to, as transformers knows it."
     )
     seed: int = Field(0, ge=0, description="Seed of adapter start, order of rows and dropout.")
+
+    @property
+    def teachers(self) -> tuple[str, ...]:
+        """Kinds of the teachers."""
+        return () if self.teacher == "none" else tuple(self.teacher.split("+"))

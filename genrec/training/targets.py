@@ -19,24 +19,24 @@ class ItemTargets:
     no candidate at a label, unless it is the label. So training maximises the probability that ranking
     sorts by, and nothing is spent on learning that what was seen does not come again. This is genrec's own.
 
-    ``soft_targets``: at a token of level l of an item's code, the teacher's distribution over all items
+    ``soft_targets``: at a token of level l of an item's code, the teachers' distribution over all items
     (but those excluded), given the items before in the row, is restricted to those that share the code's
-    first tokens and added up by their next token. Knowledge distillation is Hinton et al. (2015); the
-    marginalisation over codes is genrec's own. An item without a predecessor in its row has its own token
-    as the whole target.
+    first tokens and added up by their next token. The distribution of several teachers is the mean of
+    theirs. Knowledge distillation is Hinton et al. (2015); the marginalisation over codes is genrec's own.
+    An item without a predecessor in its row has its own token as the whole target.
 
     Args:
         index: The items' codes.
         first_id: Token id of the index's first token.
         exclude_history: Whether ``excluded`` is made.
-        teacher: Whose distributions ``soft_targets`` are, or None.
+        teachers: Whose distributions ``soft_targets`` are; with none there are no soft targets.
     """
 
     def __init__(
-        self, index: ItemIndex, first_id: int, exclude_history: bool, teacher: SequenceModel | None = None
+        self, index: ItemIndex, first_id: int, exclude_history: bool, teachers: Sequence[SequenceModel] = ()
     ) -> None:
         self.index, self.first_id, self.exclude_history = index, first_id, exclude_history
-        self.teacher = teacher.eval() if teacher is not None else None
+        self.teachers = [teacher.eval() for teacher in teachers]
         trie = index.trie_of_tokens
         self._leaf_item = torch.from_numpy(trie.leaf_item)
         self._leaf_of_item = torch.cat([self._leaf_item.argsort(), torch.tensor([len(index.codes)])])
@@ -59,12 +59,14 @@ class ItemTargets:
                 self._num_below[row, level] = int(trie.leaf_end[child] - trie.leaf_start[child])
 
     def check(self, max_history: int) -> None:
-        """Raises RecipeError if rows may have more items than the teacher reads."""
-        if self.teacher is not None and max_history > self.teacher.settings.max_history:
-            raise RecipeError(
-                f"tasks.max_history={max_history} is more than the {self.teacher.settings.max_history} items "
-                "that the teacher reads. Lower it, or set train.teacher=none."
-            )
+        """Raises RecipeError if rows may have more items than a teacher reads."""
+        for teacher in self.teachers:
+            if max_history > teacher.settings.max_history:
+                raise RecipeError(
+                    f"tasks.max_history={max_history} is more than the {teacher.settings.max_history} items "
+                    f"that the teacher reads. Lower it, raise {teacher.kind}.max_history, or set "
+                    "train.teacher=none."
+                )
 
     def read_row(self, ids: Sequence[int], labels: Sequence[int]) -> tuple[list[int], list[int]]:
         """Returns the items of a row, and for each token which of them it is learned for, -1 for none."""
@@ -115,7 +117,7 @@ class ItemTargets:
             count.scatter_add_(1, column, torch.ones_like(column, dtype=torch.int32))
             below = torch.ones_like(count).scatter_(1, column, self._num_below[once, level[:, None]])
             found["excluded"] = (count == below)[:, :num_tokens]
-        if self.teacher is not None:
+        if self.teachers:
             soft = torch.zeros(len(rows), num_tokens, device=device)
             known = slot > 0
             soft[torch.nonzero(~known).flatten(), token[~known]] = 1.0
@@ -124,33 +126,43 @@ class ItemTargets:
                 place, label = torch.unique(rows[known] * items.shape[1] + slot[known], return_inverse=True)
                 first = torch.zeros_like(place).scatter_(0, label, torch.nonzero(known).flatten())
                 left_out = taken[first] if self.exclude_history else None
-                mass = self._mass_before(items, rows[first], slot[first], left_out)
-                soft[known] = self._below(mass, label, self._prefix[target, level][known])
+                probabilities = self._probabilities(items, rows[first], slot[first], left_out)
+                soft[known] = self._below(probabilities, label, self._prefix[target, level][known])
             found["soft_targets"] = soft
         return found
 
-    def _mass_before(
+    def _probabilities(
         self, items: torch.Tensor, rows: torch.Tensor, slots: torch.Tensor, left_out: torch.Tensor | None
     ) -> torch.Tensor:
-        """Returns ``(places, items + 1)`` the teacher's probability of the first n leaves of the trie."""
-        assert self.teacher is not None
-        self.teacher.to(items.device)
+        """Returns ``(places, items)`` the teachers' probabilities of the leaves of the trie."""
         leaf_item = self._leaf_item.to(items.device)
-        scores = self.teacher(items)[rows, slots - 1] @ self.teacher.items.weight[leaf_item].T
         if left_out is not None:
-            scores = leave_out(scores, self._leaf_of_item.to(items.device)[left_out])
-        # In float64, since the share of a small branch is a difference of two sums near 1.
-        return torch.nn.functional.pad(scores.softmax(-1).double().cumsum(1), (1, 0))
+            left_out = self._leaf_of_item.to(items.device)[left_out]
+        total = torch.zeros(len(rows), len(leaf_item), device=items.device)
+        for teacher in self.teachers:
+            teacher.to(items.device)
+            scores = teacher(items)[rows, slots - 1] @ teacher.items.weight[leaf_item].T
+            if left_out is not None:
+                scores = leave_out(scores, left_out)
+            total += scores.softmax(-1)
+        return total / len(self.teachers)
 
-    def _below(self, mass: torch.Tensor, label: torch.Tensor, prefix: torch.Tensor) -> torch.Tensor:
+    def _below(self, probabilities: torch.Tensor, label: torch.Tensor, prefix: torch.Tensor) -> torch.Tensor:
         """Returns ``(labels, new tokens)`` how the probability below each prefix is shared by its next tokens.
 
         Args:
-            mass: From ``_mass_before``.
-            label: ``(labels,)`` row of ``mass``.
+            probabilities: From ``_probabilities``.
+            label: ``(labels,)`` row of ``probabilities``.
             prefix: ``(labels,)`` node.
         """
-        trie, device = self.index.trie_of_tokens, mass.device
+        trie, device = self.index.trie_of_tokens, probabilities.device
+        shares = torch.zeros(len(label), len(self.index.tokens), device=device)
+        child_token = torch.from_numpy(trie.child_token).to(device)
+        if trie.depth == 1:  # every token is an item
+            shares[:, child_token] = probabilities[label]
+            return shares
+        # In float64, since the share of a small branch is a difference of two sums near 1.
+        mass = torch.nn.functional.pad(probabilities.double().cumsum(1), (1, 0))
         start = torch.from_numpy(trie.child_start).to(device)
         count = start[prefix + 1] - start[prefix]
         slot = torch.arange(int(count.max()), device=device)
@@ -161,6 +173,4 @@ class ItemTargets:
         starts = torch.from_numpy(trie.leaf_start).to(device)[child]
         part = (mass[label[:, None], ends] - mass[label[:, None], starts]).clamp(min=0) * real
         part = part / part.sum(1, keepdim=True).clamp(min=1e-300)
-        tokens = torch.from_numpy(trie.child_token).to(device)[slot]
-        shares = torch.zeros(len(label), len(self.index.tokens), device=device)
-        return shares.scatter_add_(1, tokens, part.float())
+        return shares.scatter_add_(1, child_token[slot], part.float())

@@ -6,8 +6,8 @@ import torch
 from genrec.core.errors import RecipeError
 from genrec.data_prep import leave_one_out
 from genrec.indexing import ItemIndex
-from genrec.models.sequence import SASRec, load_sequence_model, save_sequence_model, sequence_scores
-from genrec.models.settings import SASRecSettings
+from genrec.models.sequence import GRU4Rec, SASRec, load_sequence_model, save_sequence_model, sequence_scores
+from genrec.models.settings import GRU4RecSettings, SASRecSettings
 from genrec.training.targets import ItemTargets
 from genrec.training.trainer import collate
 
@@ -18,6 +18,7 @@ CODES = {
     "d": ("<a_2>", "<b_0>", "<c_0>"),
     "e": ("<a_2>", "<b_0>", "<c_1>"),
 }
+SINGLE = {"a": ("<3>",), "b": ("<1>",), "c": ("<5>",), "d": ("<2>",), "e": ("<4>",)}
 FIRST = 100
 
 
@@ -25,6 +26,14 @@ FIRST = 100
 def teacher():
     torch.manual_seed(3)
     model = SASRec(len(CODES), SASRecSettings(width=8, max_history=10))
+    torch.nn.init.normal_(model.items.weight)
+    return model.eval()
+
+
+@pytest.fixture
+def second_teacher():
+    torch.manual_seed(4)
+    model = GRU4Rec(len(CODES), GRU4RecSettings(width=8, hidden_size=8, max_history=10))
     torch.nn.init.normal_(model.items.weight)
     return model.eval()
 
@@ -44,28 +53,37 @@ def batch_of(targets, rows):
     return collate(batch, no_item=len(CODES))
 
 
+@pytest.mark.parametrize("codes", [CODES, SINGLE])
+@pytest.mark.parametrize("number", [1, 2])
 @pytest.mark.parametrize("exclude_history", [True, False])
-def test_targets_are_the_teachers_distribution_summed_over_codes(teacher, exclude_history):
-    """Each learned token against a sum written out by hand from the teacher's item probabilities."""
-    index = ItemIndex("mine", CODES)
-    targets = ItemTargets(index, FIRST, exclude_history, teacher)
+def test_targets_are_the_teachers_mean_distribution_summed_over_codes(
+    teacher, second_teacher, exclude_history, number, codes
+):
+    """Each learned token against a sum written out by hand from the teachers' item probabilities."""
+    index = ItemIndex("mine", codes)
+    teachers = [teacher, second_teacher][:number]
+    targets = ItemTargets(index, FIRST, exclude_history, teachers)
     histories = ["bdeca", "cabc", "d", "deded"]
     rows = [row(index, items, prompt=(7, 8) if items == "cabc" else ()) for items in histories]
     found = targets.of(batch_of(targets, rows))
     steps = [step for items in histories for step in _steps(index, items)]
     assert len(found["soft_targets"]) == len(steps)
-    names = list(CODES)
+    names = list(codes)
     for target, (history, item, prefix, token) in zip(found["soft_targets"], steps, strict=True):
         if not history:
             assert target[index.tokens.index(token)] == 1
             assert target.sum() == 1
             continue
-        scores = sequence_scores(teacher, [[names.index(i) for i in history]])[0]
         out = set(history) - {item} if exclude_history else set()
-        weight = {i: math.exp(scores[n]) for n, i in enumerate(names) if i not in out}
-        allowed = {i: w for i, w in weight.items() if CODES[i][: len(prefix)] == prefix}
+        weight = dict.fromkeys(set(names) - out, 0.0)
+        for model in teachers:
+            scores = sequence_scores(model, [[names.index(i) for i in history]])[0]
+            parts = {i: math.exp(scores[names.index(i)]) for i in weight}
+            for i, part in parts.items():
+                weight[i] += part / sum(parts.values()) / number
+        allowed = {i: w for i, w in weight.items() if codes[i][: len(prefix)] == prefix}
         for column, name in enumerate(index.tokens):
-            mass = sum(w for i, w in allowed.items() if CODES[i][: len(prefix) + 1] == (*prefix, name))
+            mass = sum(w for i, w in allowed.items() if codes[i][: len(prefix) + 1] == (*prefix, name))
             assert float(target[column]) == pytest.approx(mass / sum(allowed.values()), abs=1e-5)
 
 
@@ -102,8 +120,8 @@ def test_an_item_in_the_prompt_is_history_and_not_learned():
 
 
 def test_rows_longer_than_the_teacher_reads_are_refused(teacher):
-    with pytest.raises(RecipeError, match=r"max_history=11 is more than the 10"):
-        ItemTargets(ItemIndex("mine", CODES), FIRST, True, teacher).check(11)
+    with pytest.raises(RecipeError, match=r"max_history=11 is more than the 10 .*raise sasrec\.max_history"):
+        ItemTargets(ItemIndex("mine", CODES), FIRST, True, [teacher]).check(11)
 
 
 def test_a_saved_sasrec_scores_the_same_and_only_on_its_items(teacher, tmp_path):
@@ -128,7 +146,7 @@ def test_a_taught_model_learns_the_planted_rule(method, tiny_backbone, log, item
     split = leave_one_out(log)
     index = build_index(method, items, split.train, IndexSettings(levels=2, codebook_size=6))
     settings = TrainSettings(
-        teacher="sasrec",
+        teacher="sasrec" if method == "rq_kmeans" else "sasrec+gru4rec",
         epochs=25 if method == "rq_kmeans" else 10,
         learning_rate=5e-3,
         rows_learning_rate=1e-2,
