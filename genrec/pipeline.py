@@ -188,7 +188,7 @@ class Pipeline:
             about = [self.inputs("prepare"), settings.model_dump() | values]
             return self.run.path / SEARCH / kind / hash_value(about)[:16]
 
-        def attempt(values: dict[str, Any]) -> float:
+        def attempt(values: dict[str, Any]) -> tuple[float, Path]:
             try:
                 tried = type(settings)(**(settings.model_dump() | values))
             except ValidationError as error:
@@ -202,11 +202,11 @@ class Pipeline:
                 save_sequence_model(model, self.items.item_ids, place)
                 write_json(place / "training.json", about | {"settings": values})
                 state.unlink(missing_ok=True)
-            return read_json(place / "training.json")["valid_ndcg@10"]
+            return read_json(place / "training.json")["valid_ndcg@10"], place
 
-        best, trials = search(kind, grid, attempt)
+        best, trials, place = search(kind, grid, attempt)
         with atomic_path(self.run.path / kind) as part:
-            shutil.copytree(folder(best), part)
+            shutil.copytree(place, part)
         about = read_json(self.run.path / kind / "training.json")
         chosen = type(settings)(**(settings.model_dump() | best)).model_dump()
         tuning = {"settings": chosen, "trials": trials, "on": "valid", "metric": SEARCH_METRIC}
@@ -302,18 +302,15 @@ class Pipeline:
                 tuning, seconds, curve = about["tuning"], about["train_s"], about["curve"]
             else:
                 fit = baseline.fit
-                best: list[tuple[float, Scorer]] = []
 
-                def attempt(values: dict[str, Any], fit: Any = fit, best: Any = best) -> float:
+                def attempt(values: dict[str, Any], fit: Any = fit) -> tuple[float, Scorer]:
                     tried = fit(log, settings.seed, **values)
-                    value = valid.search_value(tried)
-                    if not best or value > best[0][0]:
-                        best[:] = [(value, tried)]
-                    return value
+                    return valid.search_value(tried), tried
 
-                chosen, trials = search(name, settings.search.get(name, baseline.grid), attempt)
+                grid = settings.search.get(name, baseline.grid)
+                chosen, trials, scorer = search(name, grid, attempt)
                 tuning = {"settings": chosen, "trials": trials, "on": "valid", "metric": SEARCH_METRIC}
-                scorer, seconds, curve = best[0][1], 0.0, []
+                seconds, curve = 0.0, []
             ranked = Rankings(self.held_out.row_ids, self.judge.rank(scorer))
             ranked.write(folder / f"{name}.parquet")
             seconds = round(seconds + time.perf_counter() - began, 1)
@@ -374,8 +371,8 @@ class Pipeline:
             stored = self.run.path / BASELINE_RANKINGS / name
             theirs, _ = align(read_rankings(f"{stored}.parquet"), self.held_out.row_ids, None)
             kept = read_json(f"{stored}.json")
-            entries[name] = self.judge.entry(BASELINES[name].title, theirs) | kept
-            values[name] = self.judge.values(theirs)
+            entry, values[name] = self.judge.measure(BASELINES[name].title, theirs)
+            entries[name] = entry | kept
         return entries, values
 
     def _report(
@@ -384,7 +381,8 @@ class Pipeline:
         """Measures lists beside the baselines' and writes ``metrics.json`` and every row's values."""
         judge, settings = self.judge, self.recipe.evaluate
         entries, baseline_values = self.baseline_entries()
-        values = {"model": judge.values(lists), **baseline_values}
+        entry, own_values = judge.measure(label, lists)
+        values = {"model": own_values, **baseline_values}
         last = [name for name in judge.names if name.endswith(f"@{judge.k}")]
         pairs = [("model", name) for name in settings.baselines]
         data = read_json(self.run.path / REPORT)
@@ -394,7 +392,7 @@ class Pipeline:
             "seed": self.recipe.seed,
             "data": data,
             **about,
-            "model": judge.entry(label, lists),
+            "model": entry,
             "baselines": entries,
             "tests": compare_models(values, judge.users, pairs, last, settings.test_resamples, settings.seed),
             "versions": versions(),

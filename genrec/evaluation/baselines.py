@@ -6,7 +6,7 @@ import itertools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from genrec.models.sequence import SequenceModel
 
+T = TypeVar("T")
 Histories = Sequence[Sequence[int]] | Sequence[np.ndarray]
 
 
@@ -118,7 +119,8 @@ def ease(log: TrainingLog, seed: int, *, regularisation: float) -> Scorer:  # no
     Raises:
         DataError: If the matrix of items by items would take more than 16 GB.
     """
-    from scipy.linalg import cho_factor, cho_solve
+    from scipy.linalg import cho_factor
+    from scipy.linalg.lapack import dpotri
 
     if log.num_items > 45_000:
         raise DataError(
@@ -128,11 +130,11 @@ def ease(log: TrainingLog, seed: int, *, regularisation: float) -> Scorer:  # no
     users = log.matrix().astype(np.float64)
     gram = (users.T @ users).toarray()
     gram[np.diag_indices_from(gram)] += regularisation
-    inverse = cho_solve(
-        cho_factor(gram, overwrite_a=True, check_finite=False), np.eye(len(gram)), True, False
-    )
-    weights = (-inverse / np.diag(inverse)).astype(np.float32)
-    weights[np.diag_indices_from(weights)] = 0
+    # Column order, so that LAPACK works in place; dpotri fills in the lower triangle only.
+    factor, lower = cho_factor(gram.T, lower=True, overwrite_a=True, check_finite=False)
+    inverse, _ = dpotri(factor, lower=lower, overwrite_c=True)
+    below = np.tril(inverse, -1)
+    weights = (-(below + below.T) / np.diag(inverse)).astype(np.float32)
     return lambda histories: log.matrix(histories) @ weights
 
 
@@ -205,26 +207,32 @@ def check_baselines(names: Sequence[str]) -> None:
 
 
 def search(
-    name: str, grid: Mapping[str, Sequence[Any]], attempt: Callable[[dict[str, Any]], float]
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Returns the best settings of a grid and every trial, ``{"settings", "value"}``; the first wins a tie.
+    name: str, grid: Mapping[str, Sequence[Any]], attempt: Callable[[dict[str, Any]], tuple[float, T]]
+) -> tuple[dict[str, Any], list[dict[str, Any]], T]:
+    """Returns the best settings of a grid, every trial, ``{"settings", "value"}``, and what the best one made.
+
+    The first wins a tie.
 
     Args:
         name: What is searched, for the progress lines.
         grid: Values of each setting; every combination is tried.
-        attempt: Returns the value of settings on validation, higher is better.
+        attempt: Returns the value of settings on validation, higher is better, and what was made with them,
+            of which only the best so far is kept.
     """
     trials: list[dict[str, Any]] = []
+    best: tuple[float, dict[str, Any], T] | None = None
     combinations = list(itertools.product(*grid.values()))
     for number, values in enumerate(combinations, start=1):
         settings = dict(zip(grid, values, strict=True))
-        value = attempt(settings)
+        value, made = attempt(settings)
         trials.append({"settings": settings, "value": value})
+        if best is None or value > best[0]:
+            best = value, settings, made
         shown = ", ".join(f"{key}={entry}" for key, entry in settings.items())
         if len(combinations) > 1:
             say(f"  {name} {number}/{len(combinations)}: {shown}: {value:.4f} on validation")
-    best = max(trials, key=lambda trial: trial["value"])
-    return best["settings"], trials
+    assert best is not None, "check_search refuses a setting without values"
+    return best[1], trials, best[2]
 
 
 def check_search(grids: Mapping[str, Mapping[str, Sequence[Any]]]) -> None:

@@ -226,18 +226,20 @@ class Judge:
             items[row, : len(ranking)] = [self._position.get(item, NO_ITEM) for item in ranking]
         return RankedLists.from_arrays(items, self._relevant, self._start)
 
-    def values(self, rankings: Sequence[Sequence[ItemId]]) -> dict[str, np.ndarray]:
-        """Returns ``(rows,)`` values of every metric of the protocol; errors as ``lists``."""
-        return user_metrics(self.lists(rankings), self.names)
-
-    def entry(self, name: str, rankings: Sequence[Sequence[ItemId]]) -> dict[str, Any]:
-        """Returns all that is measured of one model's rankings; errors as ``lists``.
+    def measure(
+        self, name: str, rankings: Sequence[Sequence[ItemId]]
+    ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """Returns all that is measured of one model's rankings, and ``(rows,)`` values of every ranking metric.
 
         ``metrics``: the ranking metrics, then those of ``list_metrics`` at the largest cut-off and the rates
         of ``generated_rates``. ``intervals``: 95% bootstrap intervals of the ranking metrics over users.
         ``unbiased``: Recall and NDCG at the largest cut-off with every relevant item weighted by the inverse
         of its propensity, plain (IPS) and divided by the sum of weights over all rows (SNIPS).
         ``slices``: the ranking metrics at the largest cut-off within groups.
+
+        Args:
+            name: What tables call the model.
+            rankings: A list for each row; errors as ``lists``.
         """
         s = self.settings
         lists = self.lists(rankings)
@@ -254,7 +256,7 @@ class Judge:
             label: item_slice_metrics(lists, groups, last, self.users, s.resamples, s.seed)
             for label, groups in self._item_slices.items()
         }
-        return {
+        entry = {
             "name": name,
             "metrics": {metric: float(np.nanmean(value)) for metric, value in values.items()}
             | {"num_rows": len(self.held_out), "num_users": self.held_out.num_users}
@@ -264,6 +266,7 @@ class Judge:
             "unbiased": self._unbiased(lists),
             "slices": slices,
         }
+        return entry, values
 
     def _unbiased(self, lists: RankedLists) -> dict[str, float]:
         names = [f"Recall@{self.k}", f"NDCG@{self.k}"]

@@ -291,7 +291,7 @@ def train_sequence(
         RunError: If the loss becomes NaN, or the disk refuses.
     """
     s = settings or SASRecSettings()
-    (kind, model_class), *_ = [(k, m) for k, (m, c) in MODELS.items() if c is type(s)]
+    kind, model_class = next((k, m) for k, (m, c) in MODELS.items() if c is type(s))
     torch.manual_seed(s.seed)
     rng = np.random.default_rng(s.seed)
     position = {item: row for row, item in enumerate(item_ids)}

@@ -72,7 +72,7 @@ def test_sequence_models_learn_the_planted_rule_and_popularity_cannot(log, items
     judge = Judge(split, items, EvaluateSettings(ks=(1, 10)))
     found = {}
     for name in ("popularity", "sasrec", "gru4rec"):
-        found[name] = judge.entry(name, judge.rank(scorer_of(name, split, items.item_ids, 20)))["metrics"]
+        found[name] = judge.measure(name, judge.rank(scorer_of(name, split, items.item_ids, 20)))[0]["metrics"]
     assert found["sasrec"]["HR@1"] > 0.95
     assert found["gru4rec"]["HR@1"] > 0.95
     assert found["popularity"]["HR@1"] < 0.4, "chance is 1 in the 9 items left"
@@ -128,12 +128,12 @@ def test_the_search_tries_every_combination_and_keeps_the_best():
 
     def attempt(settings):
         seen.append(settings)
-        return -abs(settings["a"] - 2) - settings["b"]
+        return -abs(settings["a"] - 2) - settings["b"], f"model {len(seen)}"
 
-    best, trials = search("x", {"a": [1, 2, 3], "b": [0, 1]}, attempt)
-    assert best == {"a": 2, "b": 0}
+    best, trials, made = search("x", {"a": [1, 2, 3], "b": [0, 1]}, attempt)
+    assert (best, made) == ({"a": 2, "b": 0}, "model 3")
     assert len(seen) == len(trials) == 6
-    assert search("x", {}, lambda settings: 0.5) == ({}, [{"settings": {}, "value": 0.5}])
+    assert search("x", {}, lambda settings: (0.5, "made")) == ({}, [{"settings": {}, "value": 0.5}], "made")
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_a_search_that_cannot_be_is_refused(grids, message):
 def test_an_entry_has_intervals_slices_and_unbiased_values(log, items):
     split = leave_one_out(log)
     judge = Judge(split, items, EvaluateSettings(ks=(1, 5), metrics=("HR", "NDCG", "MRR")))
-    entry = judge.entry("popular", judge.rank(scorer_of("popularity", split, items.item_ids)))
+    entry, _ = judge.measure("popular", judge.rank(scorer_of("popularity", split, items.item_ids)))
     assert [n for n in entry["metrics"] if "@" in n][:5] == ["HR@1", "HR@5", "NDCG@5", "MRR@1", "MRR@5"]
     for name, (low, high) in entry["intervals"].items():
         assert low <= entry["metrics"][name] <= high
@@ -176,19 +176,19 @@ def test_given_propensities_prices_and_user_groups_are_used_or_refused(log, item
         ks=(5,), propensities=str(tmp_path / "p.csv"), user_groups=str(tmp_path / "g.csv"), price="price"
     )
     judge = Judge(split, priced, settings)
-    entry = judge.entry("popular", judge.rank(scorer_of("popularity", split, items.item_ids)))
+    entry, _ = judge.measure("popular", judge.rank(scorer_of("popularity", split, items.item_ids)))
     rate = entry["metrics"]["HR@5"]
     assert entry["unbiased"]["IPS Recall@5"] == pytest.approx(2 * rate)
     assert entry["unbiased"]["SNIPS Recall@5"] == pytest.approx(rate)
     assert entry["metrics"]["value@5"] == pytest.approx(2 * rate)
     assert [g["group"] for g in entry["slices"]["user group"]] == ["new", "old", "(no group)"]
     with pytest.raises(RecipeError, match=r"price='prize' is no column .* Did you mean 'price'"):
-        Judge(split, priced, EvaluateSettings(price="prize")).entry("x", [[]] * 60)
+        Judge(split, priced, EvaluateSettings(price="prize")).measure("x", [[]] * 60)
     (tmp_path / "p.csv").write_text("item_id,propensity\ni0,0.5\n")
     with pytest.raises(DataError, match=r"no propensity of 23 items"):
-        Judge(split, priced, settings).entry("x", [[]] * 60)
+        Judge(split, priced, settings).measure("x", [[]] * 60)
     with pytest.raises(DataError, match=r"user_groups='.*' does not exist"):
-        Judge(split, items, EvaluateSettings(user_groups="nowhere.csv")).entry("x", [[]] * 60)
+        Judge(split, items, EvaluateSettings(user_groups="nowhere.csv")).measure("x", [[]] * 60)
 
 
 def test_sampled_candidates_are_the_same_for_every_model_and_hold_the_relevant_one(log, items):
@@ -210,7 +210,7 @@ def test_sampled_candidates_are_the_same_for_every_model_and_hold_the_relevant_o
         != again.left_out_ids
     )
     ranked = judge.rank(scorer_of("popularity", split, items.item_ids))
-    assert judge.entry("x", ranked)["metrics"]["HR@5"] == 1, "5 of 5 candidates are listed"
+    assert judge.measure("x", ranked)[0]["metrics"]["HR@5"] == 1, "5 of 5 candidates are listed"
 
 
 def test_rows_of_one_user_are_one_user_for_intervals(log, items):
@@ -219,24 +219,24 @@ def test_rows_of_one_user_are_one_user_for_intervals(log, items):
     protocol = judge.protocol()
     assert protocol["num_rows"] > protocol["num_users"]
     assert protocol["split"] == "global temporal, one row an interaction"
-    entry = judge.entry("x", judge.rank(scorer_of("popularity", split, items.item_ids)))
+    entry, _ = judge.measure("x", judge.rank(scorer_of("popularity", split, items.item_ids)))
     assert entry["metrics"]["num_rows"] == len(split.test)
     many = Judge(
         global_temporal(log, 0.2, 0.3, "all"), items, EvaluateSettings(ks=(1, 5), metrics=("Recall",))
     )
     assert many.protocol()["relevant"] == "many"
-    assert set(many.entry("x", [[]] * len(many.held_out))["metrics"]) >= {"Recall@1", "Recall@5"}
+    assert set(many.measure("x", [[]] * len(many.held_out))[0]["metrics"]) >= {"Recall@1", "Recall@5"}
 
 
 def test_rankings_that_do_not_fit_are_refused_and_unknown_items_are_misses(log, items):
     split = leave_one_out(log)
     judge = Judge(split, items, EvaluateSettings(ks=(1, 2)))
     with pytest.raises(DataError, match="2 rankings for 60 rows"):
-        judge.entry("x", [["i0"], ["i1"]])
+        judge.measure("x", [["i0"], ["i1"]])
     with pytest.raises(DataError, match="names an item twice"):
-        judge.entry("x", [["i0", "i0"]] * 60)
+        judge.measure("x", [["i0", "i0"]] * 60)
     lists = [["not an item", targets[0]] for targets in split.test.targets]
-    found = judge.entry("x", lists)["metrics"]
+    found = judge.measure("x", lists)[0]["metrics"]
     assert (found["HR@1"], found["HR@2"], found["valid_item_rate"]) == (0, 1, 0.5)
     with pytest.raises(DataError, match=r"held-out items are not in the catalogue of 1 items"):
         Judge(split, ItemCatalog.from_titles({"i0": "lamp"}), EvaluateSettings())
