@@ -66,7 +66,6 @@ def write_page(
     report: dict[str, Any],
     *,
     curve: Sequence[tuple[int, float]] = (),
-    validation_curve: Sequence[tuple[int, float]] = (),
     examples: Sequence[dict[str, Any]] = (),
 ) -> None:
     """Writes the page of a run, whole or not at all. What the report does not have is left out.
@@ -75,7 +74,6 @@ def write_page(
         path: The HTML file.
         report: What ``metrics.json`` holds.
         curve: ``(step, loss)`` of training.
-        validation_curve: ``(step, value)`` on validation items, drawn on axes of its own.
         examples: ``{"user_id", "history": [titles, oldest first], "targets": [titles], "recommended":
             [(title, score or None, whether it is a hit)]}``.
 
@@ -104,7 +102,7 @@ def write_page(
             _section("Accuracy by length of the list", _metric_at_k(models)),
             _section("Who is served well", _slices(models)),
             _section("What gets recommended", _bias(models)),
-            _section("Learning", _curves(curve, validation_curve)),
+            _section("Learning", _curves(models, curve)),
             _section("Examples", _examples(examples)),
             _section("Details", _other_measures(models) + _tuning(models) + _made_with(report)),
         ]
@@ -963,9 +961,12 @@ def _slice_table(
     return f"<h3>By {_text(title)}</h3>{_table(head, ''.join(bodies), f'Numbers by {title}', 'plain')}"
 
 
-def _curves(curve: Sequence[tuple[int, float]], validation: Sequence[tuple[int, float]]) -> str:
+def _curves(models: Sequence[_Model], curve: Sequence[tuple[int, float]]) -> str:
     figures, notes = [], []
-    for title, points in (("Training loss", curve), ("Validation", validation)):
+    drawn = [("Training loss", "step", curve)] + [
+        (f"{model.label}: NDCG@10 on validation", "epoch", model.entry.get("curve") or ()) for model in models
+    ]
+    for title, unit, points in drawn:
         finite = np.array([point for point in points if math.isfinite(point[1])], np.float64).reshape(-1, 2)
         if len(finite) < 2:
             continue
@@ -978,9 +979,9 @@ def _curves(curve: Sequence[tuple[int, float]], validation: Sequence[tuple[int, 
         axes.xaxis.set_major_locator(_ticks(5))
         axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
         axes.yaxis.set_major_locator(_ticks(5))
-        axes.set_xlabel("step", color=_MUTED)
+        axes.set_xlabel(unit, color=_MUTED)
         first, final = finite[0], finite[-1]
-        span = f"{_number(first[1])} at step {first[0]:,.0f}, {_number(final[1])} at step {final[0]:,.0f}"
+        span = f"{_number(first[1])} at {unit} {first[0]:,.0f}, {_number(final[1])} at {unit} {final[0]:,.0f}"
         figures.append(_figure(_svg(figure, f"{title}: {span}"), f"{title}<span>{span}</span>"))
         if len(steps) < len(finite):
             notes.append(
