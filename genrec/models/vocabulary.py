@@ -42,6 +42,8 @@ class ExtendedEmbedding(nn.Module):
         new = ids >= self.first_id
         old_part = self.base(ids.masked_fill(new, 0))
         new_part = nn.functional.embedding((ids - self.first_id).clamp(min=0), self.rows)
+        if (scale := getattr(self.base, "embed_scale", None)) is not None:  # Gemma's, and others'
+            new_part = new_part * scale
         return torch.where(new[..., None], new_part.to(old_part.dtype), old_part)
 
 

@@ -33,6 +33,29 @@ def test_the_extended_model_is_the_resized_model(backbone):
     assert ours.config.vocab_size == old + 3
 
 
+def test_rows_are_scaled_as_the_embedding_scales_its_own(tiny_backbone, tmp_path):
+    """Gemma multiplies what it looks up by the square root of its width."""
+    transformers = pytest.importorskip("transformers")
+    _, tokenizer = load_backbone(tiny_backbone)
+    config = transformers.Gemma3TextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+    )
+    model = transformers.Gemma3ForCausalLM(config).eval()
+    rows = torch.randn(2, 16, generator=torch.Generator().manual_seed(1))
+    embedding = model.get_input_embeddings()
+    expected = torch.cat([embedding(torch.tensor([5])), rows * 16**0.5])
+    extend_vocabulary(model, tokenizer, ["<a_0>", "<a_1>"], rows)
+    first = len(tokenizer) - 2
+    found = model.get_input_embeddings()(torch.tensor([5, first, first + 1]))
+    torch.testing.assert_close(found, expected)
+
+
 def test_a_known_token_is_refused(tiny_backbone):
     model, tokenizer = load_backbone(tiny_backbone, dtype="float32")
     with pytest.raises(ModelError, match="'lamp' already|already, first"):
