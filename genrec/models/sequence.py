@@ -107,8 +107,8 @@ class SASRec(SequenceModel):
 class GRU4Rec(SequenceModel):
     """A gated recurrent network over the history (Hidasi et al., ICLR 2016).
 
-    Differs from the paper: histories of users instead of sessions; item vectors shared between input and
-    output and full cross-entropy, as in GRU4Rec's later versions and in the replications that found it
+    Differs from the paper: histories of users instead of sessions; item vectors normalised on the way in, shared
+    between input and output, and full cross-entropy, as in GRU4Rec's later versions and in the replications that found it
     strong (Hidasi and Czapp, RecSys 2023, compare implementations).
     """
 
@@ -116,12 +116,13 @@ class GRU4Rec(SequenceModel):
 
     def __init__(self, num_items: int, settings: GRU4RecSettings) -> None:
         super().__init__(num_items, settings)
+        self.before = nn.LayerNorm(settings.width)
         self.body = nn.GRU(settings.width, settings.hidden_size, settings.layers, batch_first=True)
         self.out = nn.Linear(settings.hidden_size, settings.width)
 
     def forward(self, items: torch.Tensor) -> torch.Tensor:
         """Returns states as ``SequenceModel.forward``."""
-        states, _ = self.body(self.dropout(self.items(items)))
+        states, _ = self.body(self.dropout(self.before(self.items(items))))
         return self.out(self.dropout(states))
 
 
