@@ -78,10 +78,10 @@ class SASRec(SequenceModel):
     """Self-attentive sequential recommendation (Kang and McAuley, ICDM 2018).
 
     Differs from the paper: full cross-entropy instead of one sampled negative; the sum of item and position
-    vectors is normalised, where the paper multiplies item vectors by the square root of the width (without
-    either, what the layers add drowns which item came, and on Amazon Beauty half the NDCG is lost); parts are
-    normalised first, with GELU and a feed-forward of four times the width; dropout is on the input and on the
-    output of each part, not on attention weights, which on a CPU cost more to drop than to compute.
+    vectors is normalised (``normalise``), where the paper multiplies item vectors by the square root of the
+    width; parts are normalised first, with GELU and a feed-forward of four times the width; dropout is on the
+    input and on the output of each part, not on attention weights, which on a CPU cost more to drop than to
+    compute.
     """
 
     kind = "sasrec"
@@ -89,14 +89,10 @@ class SASRec(SequenceModel):
     def __init__(self, num_items: int, settings: SASRecSettings) -> None:
         super().__init__(num_items, settings)
         self.positions = nn.Embedding(settings.max_history, settings.width)
-        self.before = nn.LayerNorm(settings.width)
+        self.before = nn.LayerNorm(settings.width) if settings.normalise else nn.Identity()
         self.body = nn.Sequential(*(_Block(settings) for _ in range(settings.layers)))
         self.body.append(nn.LayerNorm(settings.width))
         nn.init.normal_(self.positions.weight, std=0.02)
-        for layer in self.body.modules():
-            if isinstance(layer, nn.Linear):
-                nn.init.normal_(layer.weight, std=0.02)
-                nn.init.zeros_(layer.bias)
 
     def forward(self, items: torch.Tensor) -> torch.Tensor:
         """Returns states as ``SequenceModel.forward``."""

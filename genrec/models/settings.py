@@ -45,6 +45,11 @@ class SASRecSettings(SequenceSettings):
     """SASRec with full cross-entropy: a baseline that may also teach."""
 
     heads: int = Field(2, ge=1, description="Attention heads.")
+    normalise: bool = Field(
+        True,
+        description="Whether the sum of item and position vectors is normalised before the first layer. It "
+        "matters a lot, and which way depends on the data: search both.",
+    )
 
 
 class GRU4RecSettings(SequenceSettings):
