@@ -20,6 +20,7 @@ from genrec.core.files import atomic_path, read_json
 from genrec.core.processes import process_state
 from genrec.indexing import ItemIndex
 from genrec.models.backbone import Dtype, load_backbone
+from genrec.models.loss import cross_entropy
 from genrec.models.settings import NewModelSettings
 from genrec.models.vocabulary import ExtendedEmbedding, extend_vocabulary, new_rows
 
@@ -194,15 +195,11 @@ class RecommenderModel(nn.Module):
         identifier = targets >= self.first_id
         head = self.backbone.get_output_embeddings()
         new = targets[identifier] - self.first_id
-        scores = head.new_scores(states[identifier])
         out = self.token_level[None, :] != self.token_level[new][:, None]
         if excluded is not None:
             out = out | excluded
-        log_probs = scores.masked_fill(out, float("-inf")).log_softmax(-1)
-        loss = nn.functional.nll_loss(log_probs, new, reduction="sum")
-        if soft_targets is not None:
-            told = -(soft_targets * log_probs.masked_fill(out, 0.0)).sum()
-            loss = (1 - soft_weight) * loss + soft_weight * told
+        own_states = states[identifier].to(head.rows.dtype)
+        loss = cross_entropy(own_states, head.rows, new, out, soft_targets, soft_weight)
         if not bool(identifier.all()):
             scores = head(states[~identifier]).float()
             loss = loss + nn.functional.cross_entropy(scores, targets[~identifier], reduction="sum")

@@ -18,6 +18,7 @@ from genrec.core.errors import RunError
 from genrec.core.files import atomic_path, hash_value, read_json
 from genrec.core.progress import say
 from genrec.data_prep import ItemId, Split
+from genrec.models.loss import cross_entropy
 from genrec.models.settings import GRU4RecSettings, SASRecSettings, SequenceSettings
 
 VALIDATE_EVERY = 5
@@ -126,60 +127,6 @@ MODELS: dict[str, tuple[type[SequenceModel], type[SequenceSettings]]] = {
     SASRec.kind: (SASRec, SASRecSettings),
     GRU4Rec.kind: (GRU4Rec, GRU4RecSettings),
 }
-
-
-class _ItemCrossEntropy(torch.autograd.Function):
-    """Cross-entropy over all items with its gradients made in the same pass, a stretch of rows at a time.
-
-    Left to autograd, the ``(targets, items)`` scores and five arrays of their size go through memory;
-    here a stretch stays in the processor's cache and is overwritten by its own gradient.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, states: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, out: torch.Tensor
-    ) -> torch.Tensor:
-        size = max(1, 1_000_000 // len(weight)) if states.device.type == "cpu" else 65_536
-        loss = torch.zeros((), device=states.device)
-        d_states, d_weight = torch.empty_like(states), torch.zeros_like(weight)
-        # Kept from stretch to stretch: fresh memory costs a page fault for every 4 KB.
-        scores, logs = (states.new_empty(min(size, len(states)), len(weight)) for _ in range(2))
-        for first in range(0, len(states), size):
-            rows = slice(first, first + size)
-            part, target = states[rows], targets[rows, None]
-            scores, logs = scores[: len(part)], logs[: len(part)]
-            torch.mm(part, weight.T, out=scores)
-            scores.scatter_(1, out[rows], float("-inf"))
-            torch.log_softmax(scores, 1, out=logs)
-            loss -= logs.gather(1, target).sum()
-            grads = torch.exp(logs, out=scores)
-            grads.scatter_add_(1, target, torch.full_like(target, -1, dtype=grads.dtype))
-            torch.mm(grads, weight, out=d_states[rows])
-            d_weight.addmm_(grads.T, part)
-        ctx.save_for_backward(d_states, d_weight)
-        ctx.num_targets = len(states)
-        return loss / len(states)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        d_states, d_weight = ctx.saved_tensors
-        scale = grads[0] / ctx.num_targets
-        return d_states * scale, d_weight * scale, None, None
-
-
-def item_cross_entropy(
-    states: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, left_out: torch.Tensor
-) -> torch.Tensor:
-    """Returns the mean over targets of -log softmax(states @ weight.T)[target], without what is left out.
-
-    Args:
-        states: ``(targets, width)``.
-        weight: ``(items + 1, width)``; the last row is padding and never a candidate.
-        targets: ``(targets,)`` item positions.
-        left_out: ``(targets, any number)`` items that are no candidates, filled up with ``items``; at least
-            one column.
-    """
-    return _ItemCrossEntropy.apply(states, weight, targets, left_out)
 
 
 def _cut(
@@ -335,7 +282,8 @@ def train_sequence(
                 users, places = torch.nonzero(learned, as_tuple=True)
                 left_out = taken_before(batch, users, places + 1, len(item_ids))
                 left_out[:, -1] = len(item_ids)  # what comes last is never before a target
-            loss = item_cross_entropy(states, model.items.weight, targets, left_out)
+            # The last row is padding and no candidate: each row leaves it out.
+            loss = cross_entropy(states, model.items.weight, targets, left_out) / len(targets)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

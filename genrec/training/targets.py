@@ -106,7 +106,11 @@ class ItemTargets:
 
         taken = taken_before(items, rows, slot, num_items)
         found = {}
-        if self.exclude_history:
+        if self.exclude_history and self.index.trie_of_tokens.depth == 1:  # every token is an item
+            out = torch.zeros(len(rows), num_tokens + 1, dtype=torch.bool, device=device)
+            column = self._token[taken, 0]
+            found["excluded"] = out.scatter_(1, column.masked_fill(column < 0, num_tokens), True)[:, :-1]
+        elif self.exclude_history:
             # An item taken twice counts once: sorted, its other copies become padding.
             once = taken.sort(1).values
             again = torch.nn.functional.pad(once[:, 1:] == once[:, :-1], (1, 0))
