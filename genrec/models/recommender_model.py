@@ -43,6 +43,7 @@ class RecommenderModel(nn.Module):
     """
 
     token_level: torch.Tensor
+    _other_level: torch.Tensor
 
     def __init__(
         self,
@@ -57,6 +58,8 @@ class RecommenderModel(nn.Module):
         self.tokenizer, self.about = tokenizer, about
         self.first_id = cast(ExtendedEmbedding, backbone.get_input_embeddings()).first_id
         self.register_buffer("token_level", torch.tensor(index.token_levels), persistent=False)
+        other_level = torch.arange(index.num_levels)[:, None] != self.token_level
+        self.register_buffer("_other_level", other_level, persistent=False)
         self.peft: PeftModel | None = None
         if about["adapter"] == "lora":
             backbone.requires_grad_(False)
@@ -195,7 +198,7 @@ class RecommenderModel(nn.Module):
         identifier = targets >= self.first_id
         head = self.backbone.get_output_embeddings()
         new = targets[identifier] - self.first_id
-        out = self.token_level[None, :] != self.token_level[new][:, None]
+        out = self._other_level[self.token_level[new]]
         if excluded is not None:
             out = out | excluded
         own_states = states[identifier].to(head.rows.dtype)
