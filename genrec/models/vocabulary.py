@@ -129,34 +129,35 @@ def initial_rows(
     tokenizer: PreTrainedTokenizerBase,
     index: ItemIndex,
     items: ItemCatalog,
-    text: bool,
+    kind: str,
     vectors: np.ndarray | None,
     seed: int,
 ) -> torch.Tensor:
     """Returns ``(tokens, width)`` start values for the rows of an index's tokens.
 
-    An item's start value is the mean of its title's token rows, plus a random projection of its
-    standardised vector at the embedding's own spread; a token's is the mean over the items that carry it.
-    With neither, every token gets the mean of the old rows and a little noise, so that tokens are told
-    apart. This rule is genrec's own.
+    ``"text"`` and what begins with it: an item's start value is the mean of its title's token rows, plus a
+    random projection of its standardised vector, if there is one, at the embedding's own spread; a token's is
+    the mean over the items that carry it. ``"mean"``: every token gets the mean of the old rows and a little
+    noise, so that tokens are told apart. ``"random"``: noise of the old rows' spread, for a model that is trained
+    from nothing, whose old rows have no mean worth starting from. This rule is genrec's own.
 
     Args:
         model: The backbone, before its vocabulary is extended.
         tokenizer: Its tokenizer.
         index: The items' codes.
         items: Their titles.
-        text: Whether titles are used.
+        kind: As ``model.rows_start``.
         vectors: ``(items of the index, any width)`` of what is known of items beside text, or None.
         seed: Seed of projection and noise.
     """
     weight = cast(nn.Embedding, model.get_input_embeddings()).weight.detach().float()
     generator = torch.Generator().manual_seed(seed)
     spread = float(weight.std())
-    if not text and vectors is None:
-        noise = torch.randn(len(index.tokens), weight.shape[1], generator=generator)
-        return weight.mean(0) + 0.1 * spread * noise
+    if not kind.startswith("text"):
+        noise = spread * torch.randn(len(index.tokens), weight.shape[1], generator=generator)
+        return noise if kind == "random" else weight.mean(0) + 0.1 * noise
     start = weight.mean(0).repeat(len(index.codes), 1)
-    for row, item in enumerate(index.item_ids if text else ()):
+    for row, item in enumerate(index.item_ids):
         if ids := tokenizer(items.title(item), add_special_tokens=False)["input_ids"]:
             start[row] = weight[ids].mean(0)
     if vectors is not None:

@@ -123,8 +123,7 @@ def finetune(
     elif model.rows_start == "text+teacher":
         found = [teacher.items.weight[: len(items)].detach().cpu().numpy() for teacher in teachers]
         vectors = np.hstack([vector / vector.std() for vector in found])
-    text = model.rows_start.startswith("text")
-    start = initial_rows(lm, tokenizer, index, items, text, vectors, settings.seed)
+    start = initial_rows(lm, tokenizer, index, items, model.rows_start, vectors, settings.seed)
     transformers.set_seed(settings.seed)  # a teacher trained above must not change the adapter's start
     recommender = RecommenderModel.create(
         lm,

@@ -30,9 +30,9 @@ class ModelSettings(BaseModel):
         "auto",
         description="Type of the frozen weights; auto is bfloat16 where the machine has it in hardware.",
     )
-    rows_start: Literal["mean", "text", "text+collaborative", "text+teacher"] = Field(
+    rows_start: Literal["random", "mean", "text", "text+collaborative", "text+teacher"] = Field(
         "text+collaborative",
-        description="Start of the identifier rows: mean of the old rows; mean of the title's token rows; that "
+        description="Start of the identifier rows: random, spread as the old rows; their mean; mean of the title's token rows; that "
         "plus a projection of co-occurrence vectors from training histories, or of the teachers' item vectors.",
     )
 

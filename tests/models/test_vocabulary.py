@@ -62,13 +62,15 @@ def test_a_known_token_is_refused(tiny_backbone):
         extend_vocabulary(model, tokenizer, ["<s>"], torch.zeros(1, 64))
 
 
-@pytest.mark.parametrize(("text", "width"), [(False, 0), (True, 0), (True, 6), (False, 6)])
-def test_rows_start_finite_and_apart(text, width, tiny_backbone, log, items):
+@pytest.mark.parametrize(
+    ("kind", "width"), [("random", 0), ("mean", 0), ("text", 0), ("text+teacher", 6)]
+)
+def test_rows_start_finite_and_apart(kind, width, tiny_backbone, log, items):
     model, tokenizer = load_backbone(tiny_backbone, dtype="float32")
     split = leave_one_out(log)
     index = build_index("independent", items, split.train)
     vectors = np.random.default_rng(0).normal(size=(24, width)) if width else None
-    rows = initial_rows(model, tokenizer, index, items, text, vectors, 0)
+    rows = initial_rows(model, tokenizer, index, items, kind, vectors, 0)
     assert rows.shape == (24, 64)
     assert rows.isfinite().all()
     assert len(rows.unique(dim=0)) > 20
@@ -78,7 +80,7 @@ def test_a_token_starts_as_the_mean_of_its_items(tiny_backbone, log, items):
     model, tokenizer = load_backbone(tiny_backbone, dtype="float32")
     split = leave_one_out(log)
     index = build_index("random", items, split.train, IndexSettings(levels=2, codebook_size=8))
-    rows = initial_rows(model, tokenizer, index, items, True, None, 0)
+    rows = initial_rows(model, tokenizer, index, items, "text", None, 0)
     token = index.tokens[3]
     weight = model.get_input_embeddings().weight
     means = [
@@ -93,7 +95,7 @@ def model_for(backbone, log, items, adapter="lora"):
     split = leave_one_out(log)
     index = build_index("random", items, split.train, IndexSettings(levels=2, codebook_size=8))
     lm, tokenizer = load_backbone(backbone, dtype="float32")
-    rows = initial_rows(lm, tokenizer, index, items, True, None, 0)
+    rows = initial_rows(lm, tokenizer, index, items, "text", None, 0)
     model = RecommenderModel.create(
         lm, tokenizer, index, rows, name=backbone, layers=None, adapter=adapter, lora_r=4
     )
