@@ -314,7 +314,7 @@ def _measure(recipe: Recipe, folder: Path, source: str, until: str) -> dict[str,
     else:
         report = read_json(folder / METRICS)
         seconds = {stage: record["seconds"] for stage, record in pipeline.run.stages.items()}
-        needed = ("index", "train") + recipe.train.teachers
+        needed = ("index", "train", *recipe.train.teachers)
         model_seconds = round(sum(seconds[stage] for stage in needed) + report["rank_s"], 1)
         entries = {"model": report["model"] | {"seconds": model_seconds}, **report["baselines"]}
         protocol, tests = report["protocol"], report["tests"]

@@ -192,15 +192,6 @@ def taken_before(items: torch.Tensor, rows: torch.Tensor, slots: torch.Tensor, n
     return torch.where(before & (others != items[rows, slots][:, None]), others, no_item)
 
 
-def leave_out(scores: torch.Tensor, taken: torch.Tensor) -> torch.Tensor:
-    """Returns scores ``(targets, items)`` with minus infinity at items ``(targets, any number)``.
-
-    Positions from ``items`` on leave nothing out.
-    """
-    out = torch.zeros(len(scores), scores.shape[1] + 1, dtype=torch.bool, device=scores.device)
-    return scores.masked_fill(out.scatter_(1, taken, True)[:, :-1], float("-inf"))
-
-
 @torch.inference_mode()
 def sequence_scores(
     model: SequenceModel, histories: Sequence[Sequence[int]] | Sequence[np.ndarray], batch_size: int = 128

@@ -8,7 +8,7 @@ import torch
 
 from genrec.core.errors import RecipeError
 from genrec.indexing import ItemIndex
-from genrec.models.sequence import SequenceModel, leave_out, taken_before
+from genrec.models.sequence import SequenceModel, taken_before
 
 
 class ItemTargets:
@@ -130,41 +130,67 @@ class ItemTargets:
                 place, label = torch.unique(rows[known] * items.shape[1] + slot[known], return_inverse=True)
                 first = torch.zeros_like(place).scatter_(0, label, torch.nonzero(known).flatten())
                 left_out = taken[first] if self.exclude_history else None
-                probabilities = self._probabilities(items, rows[first], slot[first], left_out)
-                soft[known] = self._below(probabilities, label, self._prefix[target, level][known])
+                if self.index.trie_of_tokens.depth == 1:  # leaves are tokens, in the same order
+                    self._add_probabilities(soft, first, items, rows[first], slot[first], left_out)
+                else:
+                    of_leaf = torch.zeros(len(first), num_items, device=device)
+                    here = torch.arange(len(first), device=device)
+                    self._add_probabilities(of_leaf, here, items, rows[first], slot[first], left_out)
+                    soft[known] = self._below(of_leaf, label, self._prefix[target, level][known])
             found["soft_targets"] = soft
         return found
 
-    def _probabilities(
-        self, items: torch.Tensor, rows: torch.Tensor, slots: torch.Tensor, left_out: torch.Tensor | None
-    ) -> torch.Tensor:
-        """Returns ``(places, items)`` the teachers' probabilities of the leaves of the trie."""
-        leaf_item = self._leaf_item.to(items.device)
+    def _add_probabilities(
+        self,
+        into: torch.Tensor,
+        at: torch.Tensor,
+        items: torch.Tensor,
+        rows: torch.Tensor,
+        slots: torch.Tensor,
+        left_out: torch.Tensor | None,
+    ) -> None:
+        """Adds the teachers' probabilities of the trie's leaves to rows ``at`` of ``into``, ``(any, items)``.
+
+        Args:
+            into: What is added to.
+            at: ``(places,)`` its rows.
+            items: ``(batch, length)``.
+            rows: ``(places,)`` rows of ``items``.
+            slots: ``(places,)`` whose items before are the history.
+            left_out: ``(places, any number)`` items that are no candidates, or None.
+        """
+        device = items.device
+        leaf_item = self._leaf_item.to(device)
         if left_out is not None:
-            left_out = self._leaf_of_item.to(items.device)[left_out]
-        total = torch.zeros(len(rows), len(leaf_item), device=items.device)
+            left_out = self._leaf_of_item.to(device)[left_out]
+        # A stretch at a time in memory that is kept, as in genrec.models.loss.
+        size = max(1, 1_000_000 // len(leaf_item)) if device.type == "cpu" else 65_536
         for teacher in self.teachers:
-            teacher.to(items.device)
-            scores = teacher(items)[rows, slots - 1] @ teacher.items.weight[leaf_item].T
-            if left_out is not None:
-                scores = leave_out(scores, left_out)
-            total += scores.softmax(-1)
-        return total / len(self.teachers)
+            teacher.to(device)
+            states, weight = teacher(items)[rows, slots - 1], teacher.items.weight[leaf_item]
+            scores = states.new_empty(min(size, len(states)), len(weight))
+            mask = torch.empty(len(scores), len(weight) + 1, dtype=torch.bool, device=device)
+            for first in range(0, len(states), size):
+                part = slice(first, first + size)
+                scores = scores[: len(states[part])]
+                torch.mm(states[part], weight.T, out=scores)
+                if left_out is not None:
+                    mask = mask[: len(scores)]
+                    scores.masked_fill_(
+                        mask.fill_(False).scatter_(1, left_out[part], True)[:, :-1], float("-inf")
+                    )
+                torch.softmax(scores, 1, out=scores)
+                into.index_add_(0, at[part], scores, alpha=1 / len(self.teachers))
 
     def _below(self, probabilities: torch.Tensor, label: torch.Tensor, prefix: torch.Tensor) -> torch.Tensor:
         """Returns ``(labels, new tokens)`` how the probability below each prefix is shared by its next tokens.
 
         Args:
-            probabilities: From ``_probabilities``.
+            probabilities: ``(places, items)`` of the trie's leaves.
             label: ``(labels,)`` row of ``probabilities``.
             prefix: ``(labels,)`` node.
         """
         trie, device = self.index.trie_of_tokens, probabilities.device
-        shares = torch.zeros(len(label), len(self.index.tokens), device=device)
-        child_token = torch.from_numpy(trie.child_token).to(device)
-        if trie.depth == 1:  # every token is an item
-            shares[:, child_token] = probabilities[label]
-            return shares
         # In float64, since the share of a small branch is a difference of two sums near 1.
         mass = torch.nn.functional.pad(probabilities.double().cumsum(1), (1, 0))
         start = torch.from_numpy(trie.child_start).to(device)
@@ -177,4 +203,6 @@ class ItemTargets:
         starts = torch.from_numpy(trie.leaf_start).to(device)[child]
         part = (mass[label[:, None], ends] - mass[label[:, None], starts]).clamp(min=0) * real
         part = part / part.sum(1, keepdim=True).clamp(min=1e-300)
-        return shares.scatter_add_(1, child_token[slot], part.float())
+        tokens = torch.from_numpy(trie.child_token).to(device)[slot]
+        shares = torch.zeros(len(label), len(self.index.tokens), device=device)
+        return shares.scatter_add_(1, tokens, part.float())

@@ -72,7 +72,9 @@ def test_sequence_models_learn_the_planted_rule_and_popularity_cannot(log, items
     judge = Judge(split, items, EvaluateSettings(ks=(1, 10)))
     found = {}
     for name in ("popularity", "sasrec", "gru4rec"):
-        found[name] = judge.measure(name, judge.rank(scorer_of(name, split, items.item_ids, 20)))[0]["metrics"]
+        found[name] = judge.measure(name, judge.rank(scorer_of(name, split, items.item_ids, 20)))[0][
+            "metrics"
+        ]
     assert found["sasrec"]["HR@1"] > 0.95
     assert found["gru4rec"]["HR@1"] > 0.95
     assert found["popularity"]["HR@1"] < 0.4, "chance is 1 in the 9 items left"

@@ -62,9 +62,7 @@ def test_a_known_token_is_refused(tiny_backbone):
         extend_vocabulary(model, tokenizer, ["<s>"], torch.zeros(1, 64))
 
 
-@pytest.mark.parametrize(
-    ("kind", "width"), [("random", 0), ("mean", 0), ("text", 0), ("text+teacher", 6)]
-)
+@pytest.mark.parametrize(("kind", "width"), [("random", 0), ("mean", 0), ("text", 0), ("text+teacher", 6)])
 def test_rows_start_finite_and_apart(kind, width, tiny_backbone, log, items):
     model, tokenizer = load_backbone(tiny_backbone, dtype="float32")
     split = leave_one_out(log)
