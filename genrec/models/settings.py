@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class SequenceSettings(BaseModel):
-    """What the sequence recommenders share; defaults were chosen on MovieLens-100K's validation items."""
+    """What the sequence recommenders share; defaults of this class were chosen on MovieLens-100K's validation items."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
