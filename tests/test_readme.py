@@ -17,7 +17,7 @@ def test_the_python_of_the_readme_runs(tiny_backbone, log, items, tmp_path, caps
         '"movielens-100k"': repr(str(tmp_path / "data")),
         '"smollm2-135m-instruct"': repr(tiny_backbone),
         '"runs/mine"': repr(str(tmp_path / "run")),
-        "layers=8": "layers=2",
+        "layers=4": "layers=2",
         '["50", "181"]': '["i3", "i20"]',
     }.items():
         assert name in code
