@@ -25,7 +25,8 @@ def metric_names(metrics: Mapping[str, Any]) -> list[str]:
 
 def model_label(training: Mapping[str, Any], method: str) -> str:
     """Returns what a table calls a tuned language model."""
-    return f"{Path(training['backbone']).name}, {training['layers']} layers, {method} ids"
+    name = "decoder from nothing" if training["backbone"] == "new" else Path(training["backbone"]).name
+    return f"{name}, {training['layers']} layers, {method} ids"
 
 
 def rows(report: Mapping[str, Any]) -> list[tuple[str, dict[str, float]]]:
