@@ -7,6 +7,11 @@ from typing import Any
 import torch
 
 
+def rows_at_once(num_candidates: int, device: torch.device) -> int:
+    """Returns how many rows of scores are made together: on a CPU so many that they stay in its cache."""
+    return max(1, 1_000_000 // num_candidates) if device.type == "cpu" else 65_536
+
+
 class _CrossEntropy(torch.autograd.Function):
     """Cross-entropy with its gradients made in the same pass, a stretch of rows at a time.
 
@@ -24,7 +29,7 @@ class _CrossEntropy(torch.autograd.Function):
         soft_targets: torch.Tensor | None,
         soft_weight: float,
     ) -> torch.Tensor:
-        size = max(1, 1_000_000 // len(weight)) if states.device.type == "cpu" else 65_536
+        size = rows_at_once(len(weight), states.device)
         hard_weight = 1.0 if soft_targets is None else 1.0 - soft_weight
         loss = torch.zeros((), device=states.device)
         d_states, d_weight = torch.empty_like(states), torch.zeros_like(weight)

@@ -114,8 +114,7 @@ def finetune(
         if set(given) != set(settings.teachers):
             raise RecipeError(f"train.teacher={settings.teacher}, but the teachers given are {given}.")
     else:
-        settings_of = {kind: settings_class for kind, (_, settings_class) in MODELS.items()}
-        teachers = [train_sequence(split, items.item_ids, settings_of[k]())[0] for k in settings.teachers]
+        teachers = [train_sequence(split, items.item_ids, MODELS[kind][1]())[0] for kind in settings.teachers]
     vectors = None
     if model.rows_start == "text+collaborative":
         spec = IndexSettings()

@@ -8,6 +8,7 @@ import torch
 
 from genrec.core.errors import RecipeError
 from genrec.indexing import ItemIndex
+from genrec.models.loss import rows_at_once
 from genrec.models.sequence import SequenceModel, taken_before
 
 
@@ -164,7 +165,7 @@ class ItemTargets:
         if left_out is not None:
             left_out = self._leaf_of_item.to(device)[left_out]
         # A stretch at a time in memory that is kept, as in genrec.models.loss.
-        size = max(1, 1_000_000 // len(leaf_item)) if device.type == "cpu" else 65_536
+        size = rows_at_once(len(leaf_item), device)
         for teacher in self.teachers:
             teacher.to(device)
             states, weight = teacher(items)[rows, slots - 1], teacher.items.weight[leaf_item]
