@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -129,15 +129,19 @@ class ItemCatalog:
             )
         return self._titles[item]
 
-    def texts(self) -> list[str]:
-        """Returns each item's title followed by its categories and brand, in catalogue order."""
-        texts = [self._titles[item] for item in self.item_ids]
-        for name in ("categories", "brand"):
+    def texts(self, fields: Sequence[str] = ("title", "categories", "brand")) -> list[str]:
+        """Returns each item's fields, joined by spaces, in catalogue order; what is missing is passed over.
+
+        Args:
+            fields: Columns of texts or of lists of texts; a column that the catalogue lacks is passed over.
+        """
+        parts: list[list[str]] = [[] for _ in self.item_ids]
+        for name in fields:
             if name in self.table.column_names:
                 for row, value in enumerate(self.table[name].to_pylist()):
-                    words: Iterable[str] = value if isinstance(value, list) else [value] if value else []
-                    texts[row] = " ".join([texts[row], *map(str, words)])
-        return texts
+                    words: Iterable[object] = value if isinstance(value, list) else [value]
+                    parts[row] += [str(word) for word in words if word]
+        return [" ".join(part) for part in parts]
 
     def restrict_to_log(self, log: InteractionLog) -> ItemCatalog:
         """Returns the catalogue of exactly the items of the log, in catalogue order.

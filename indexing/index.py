@@ -2,62 +2,96 @@
 
 from __future__ import annotations
 
-import math
+import base64
+import io
+import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pa_parquet
 
-from genrec.core.errors import IndexingError, RunError, UnknownItemError, nearest
+from genrec.core.errors import IndexingError, RunError, UnknownItemError, nearest, require
 from genrec.core.files import atomic_path, hash_value, read_json, write_json
-from genrec.data_prep import ItemId
-from genrec.indexing.codes import Code
+from genrec.data_prep import ItemCatalog, ItemId
+from genrec.indexing.codes import Code, count_symbols, spell_symbols
+from genrec.indexing.quality import code_quality
+from genrec.indexing.settings import IndexSettings
 from genrec.indexing.trie import ItemTrie
+
+_STATE = b"genrec.state"
 
 
 class ItemIndex:
-    """A one-to-one map between items and codes.
+    """A map between items and codes, one-to-one unless codes are shared on purpose.
 
     Attributes:
         method: Name of the scheme that made it.
-        codes: ``{item_id: code}`` in catalogue order.
-        report: What the scheme says of itself, such as the items a collision policy touched.
-        tokens: Every token of any code, by level and then number: the vocabulary to add to a model.
+        codes: ``{item_id: code}`` in catalogue order; items that came later stand last.
+        tokens: Every token of any code: the vocabulary to add to a model. Sorted by level and number; tokens
+            of items that came later stand last, and those of items that left stay, so that a model's
+            vocabulary keeps its order.
         token_levels: The level (from 0) of each token in ``tokens``.
+        trie_of_tokens: The trie of all codes in numbers of ``tokens``; its rows are numbered as ``item_ids``.
+        shared: Whether items may share a code (collision policy ``allow``).
+        settings: What it was made with, None for an index that genrec did not make.
+        state: Arrays that its scheme needs to name items that come later.
+        report: What the scheme says of itself, such as the items a collision policy touched.
+
+    Args:
+        method: Name of the scheme.
+        codes: ``{item_id: code}``.
+        report: What the scheme says of itself.
+        settings: What it was made with.
+        state: What its scheme needs to name items that come later.
+        shared: Whether items may share a code.
+        tokens: Tokens that come first, in this order.
 
     Raises:
-        IndexingError: If two items share a code, a code is empty or the beginning of another, or a token
-            occurs at two levels.
+        IndexingError: If two items share a code and may not, a code is empty or the beginning of another, or
+            a token occurs at two levels.
     """
 
     def __init__(
-        self, method: str, codes: Mapping[ItemId, Code], report: Mapping[str, Any] | None = None
+        self,
+        method: str,
+        codes: Mapping[ItemId, Code],
+        report: Mapping[str, Any] | None = None,
+        settings: IndexSettings | None = None,
+        state: Mapping[str, np.ndarray] | None = None,
+        shared: bool = False,
+        tokens: Sequence[str] = (),
     ) -> None:
-        self.method = method
+        self.method, self.settings, self.shared = method, settings, shared
         self.codes: dict[ItemId, Code] = dict(codes)
-        self._items = {code: item for item, code in self.codes.items()}
+        self.state = dict(state or {})
         if not self.codes:
             raise IndexingError("An index needs at least one item.")
-        if len(self._items) < len(self.codes):
-            shared = [code for code, count in Counter(self.codes.values()).items() if count > 1]
-            both = [item for item, code in self.codes.items() if code == shared[0]]
+        self._items: dict[Code, list[ItemId]] = {}
+        for item, code in self.codes.items():
+            self._items.setdefault(code, []).append(item)
+        if len(self._items) < len(self.codes) and not shared:
+            code, items = next((code, items) for code, items in self._items.items() if len(items) > 1)
             raise IndexingError(
                 f"{len(self.codes) - len(self._items):,} items share a code with another, first: "
-                f"{', '.join(both[:3])} are all {''.join(shared[0])}. A code must name one item."
+                f"{', '.join(items[:3])} are all {''.join(code)}. A code must name one item, unless the "
+                "collision policy is allow."
             )
         levels: dict[str, int] = {}
         for code in self._items:
             for level, token in enumerate(code):
                 if levels.setdefault(token, level) != level:
                     raise IndexingError(f"The token {token!r} occurs at two levels of codes.")
-        self.tokens = sorted(levels, key=lambda token: (levels[token], _number(token), token))
-        self.token_levels = [levels[token] for token in self.tokens]
-        position = {token: i for i, token in enumerate(self.tokens)}
-        self.trie_of_tokens = ItemTrie([[position[token] for token in code] for code in self.codes.values()])
-        self.report: dict[str, Any] = dict(report or {}) | self._quality()
+        self._kept_tokens = bool(tokens)
+        rest = levels.keys() - set(tokens)
+        self.tokens = list(tokens) + sorted(rest, key=lambda token: (levels[token], _number(token), token))
+        self.token_levels = [levels.get(token, _level(token)) for token in self.tokens]
+        self.trie_of_tokens = self.trie({token: number for number, token in enumerate(self.tokens)})
+        self.report: dict[str, Any] = dict(report or {}) | code_quality(list(self.codes.values()))
 
     @property
     def item_ids(self) -> list[ItemId]:
@@ -67,9 +101,9 @@ class ItemIndex:
     @property
     def num_levels(self) -> int:
         """Tokens in the longest code."""
-        return max(self.token_levels) + 1
+        return max(map(len, self._items))
 
-    @property
+    @cached_property
     def hash(self) -> str:
         """Digest of every item's code: equal for equal indices, whatever made them."""
         return hash_value([[item, *code] for item, code in self.codes.items()])
@@ -87,21 +121,79 @@ class ItemIndex:
         return self.codes[item]
 
     def item(self, code: Sequence[str]) -> ItemId | None:
-        """Returns the item that a code names, or None for a code that names none."""
-        return self._items.get(tuple(code))
+        """Returns the item that a code names, the first of several, or None for a code that names none."""
+        found = self._items.get(tuple(code))
+        return found[0] if found else None
+
+    def items(self, code: Sequence[str]) -> list[ItemId]:
+        """Returns every item that a code names, in catalogue order."""
+        return list(self._items.get(tuple(code), ()))
 
     def trie(self, token_ids: Mapping[str, int]) -> ItemTrie:
         """Returns the trie of all codes in a model's token ids.
 
-        Leaves are numbered as in ``item_ids``.
+        Rows are numbered as in ``item_ids``.
 
         Args:
             token_ids: ``{token: id}`` for every token in ``tokens``.
         """
-        return ItemTrie([[token_ids[token] for token in code] for code in self.codes.values()])
+        rows = [[token_ids[token] for token in code] for code in self.codes.values()]
+        return ItemTrie(rows)
+
+    def extend(self, items: ItemCatalog) -> ItemIndex:
+        """Returns an index that has these items too; no code of before changes, nothing is trained again.
+
+        Each scheme has its rule (its docstring). ``report["num_new_tokens"]`` counts the tokens that a model
+        trained with the old index does not know; it can recommend an item only if all tokens of its code are
+        known to it.
+
+        Args:
+            items: New items.
+
+        Raises:
+            IndexingError: If an item is in the index already, the scheme cannot name new items, or has no
+                code left.
+        """
+        from genrec.indexing import INDEXERS
+
+        if known := [item for item in items.item_ids if item in self.codes]:
+            raise IndexingError(
+                f"{len(known):,} of the {len(items):,} new items are in the index already, first {known[0]!r}."
+            )
+        if self.method not in INDEXERS or self.settings is None:
+            raise IndexingError(
+                f"The index was made by {self.method!r}, which genrec cannot ask for codes of new items. Build an "
+                "index of the whole catalogue."
+            )
+        codes = INDEXERS[self.method].extend(self, items)
+        report = dict(self.report) | {"num_extended": self.report.get("num_extended", 0) + len(codes)}
+        new = self._changed(self.codes | codes, report)
+        new.report["num_new_tokens"] = (
+            self.report.get("num_new_tokens", 0) + len(new.tokens) - len(self.tokens)
+        )
+        return new
+
+    def remove(self, items: Collection[ItemId]) -> ItemIndex:
+        """Returns an index without these items: they leave the trie, their tokens stay in the vocabulary.
+
+        Raises:
+            UnknownItemError: If an item is not in the index.
+            IndexingError: If no item is left.
+        """
+        gone = set(items)
+        for item in gone:
+            self.code(item)
+        report = dict(self.report) | {"num_removed": self.report.get("num_removed", 0) + len(gone)}
+        return self._changed({item: code for item, code in self.codes.items() if item not in gone}, report)
+
+    def _changed(self, codes: Mapping[ItemId, Code], report: Mapping[str, Any]) -> ItemIndex:
+        return ItemIndex(self.method, codes, report, self.settings, self.state, self.shared, self.tokens)
 
     def save(self, folder: str | Path) -> None:
-        """Writes ``index.parquet`` (item_id, code) and ``index.json`` (method, report, hash)."""
+        """Writes ``index.parquet`` (item_id, code) and ``index.json`` (method, settings, report, hash).
+
+        What the scheme needs to name later items goes into the Parquet file's metadata.
+        """
         folder = Path(folder)
         table = pa.table(
             {
@@ -109,18 +201,33 @@ class ItemIndex:
                 "code": pa.array([list(c) for c in self.codes.values()], pa.list_(pa.string())),
             }
         )
+        if self.state:
+            buffer = io.BytesIO()
+            np.savez_compressed(buffer, allow_pickle=False, **self.state)  # type: ignore[arg-type]
+            # In letters: readers other than pyarrow take metadata for text.
+            table = table.replace_schema_metadata({_STATE: base64.b85encode(buffer.getvalue())})
         with atomic_path(folder / "index.parquet") as part:
             pa_parquet.write_table(table, part)
-        write_json(folder / "index.json", {"method": self.method, "hash": self.hash, "report": self.report})
+        about = {
+            "method": self.method,
+            "hash": self.hash,
+            "shared": self.shared,
+            "settings": self.settings.model_dump(mode="json") if self.settings else None,
+            "report": self.report,
+            "tokens": self.tokens if self._kept_tokens else [],
+        }
+        write_json(folder / "index.json", about)
 
     @classmethod
-    def load(cls, folder: str | Path) -> ItemIndex:
-        """Returns the index that ``save`` wrote.
+    def load(cls, folder_or_hub_id: str | Path) -> ItemIndex:
+        """Returns the index that ``save`` wrote into a folder, or ``push_to_hub`` into a Hub repository.
 
         Raises:
             RunError: If a file is missing or the codes are not those that were saved.
         """
-        folder = Path(folder)
+        folder = Path(folder_or_hub_id)
+        if not folder.is_dir() and str(folder_or_hub_id).count("/") == 1:
+            folder = _download(str(folder_or_hub_id))
         about = read_json(folder / "index.json")
         try:
             table = pa_parquet.read_table(folder / "index.parquet")
@@ -130,7 +237,23 @@ class ItemIndex:
             item: tuple(code)
             for item, code in zip(table["item_id"].to_pylist(), table["code"].to_pylist(), strict=True)
         }
-        index = cls(about["method"], codes, about["report"])
+        state = {}
+        if _STATE in (table.schema.metadata or {}):
+            with np.load(
+                io.BytesIO(base64.b85decode(table.schema.metadata[_STATE])), allow_pickle=False
+            ) as arrays:
+                state = dict(arrays)
+        # An index of an earlier version has neither settings nor tokens: it cannot be extended, all else works.
+        settings = about.get("settings")
+        index = cls(
+            about["method"],
+            codes,
+            about["report"],
+            IndexSettings.model_validate(settings) if settings else None,
+            state,
+            about.get("shared", False),
+            about.get("tokens", ()),
+        )
         if index.hash != about["hash"]:
             raise RunError(
                 f"{folder / 'index.parquet'} does not have the hash that index.json gives it: one of the "
@@ -138,24 +261,95 @@ class ItemIndex:
             )
         return index
 
-    def _quality(self) -> dict[str, Any]:
-        levels = []
-        for level in range(self.num_levels):
-            used = Counter(code[level] for code in self.codes.values() if len(code) > level)
-            total = used.total()
-            entropy = -sum(n / total * math.log(n / total) for n in used.values())
-            levels.append({"tokens": len(used), "perplexity": math.exp(entropy)})
-        lengths = [len(code) for code in self.codes.values()]
-        return {
-            "num_items": len(self.codes),
-            "num_tokens": len(self.tokens),
-            "mean_length": sum(lengths) / len(lengths),
-            "max_length": max(lengths),
-            "collision_rate": 0.0,
-            "levels": levels,
+    @classmethod
+    def read(cls, path: str | Path, collisions: str = "allow") -> ItemIndex:
+        """Returns a published index: the ``*.index.json`` of LC-Rec, LETTER, MiniOneRec and others.
+
+        The file maps item ids to lists of tokens. ``report`` says how many items share a code, which these
+        files have: 832 of the 20,033 of LETTER's Yelp. A token that occurs at several levels is written with
+        its level before it.
+
+        Args:
+            path: The file.
+            collisions: ``"allow"`` keeps shared codes; ``"suffix"`` appends a count to every code, so that they
+                name one item each.
+
+        Raises:
+            IndexingError: If the file is not such an index, or ``collisions`` is another policy: others need the
+                vectors behind the codes.
+        """
+        found = read_json(path)
+        if not isinstance(found, dict) or not all(
+            isinstance(code, list) and code and all(isinstance(token, str) for token in code)
+            for code in found.values()
+        ):
+            raise IndexingError(
+                f"{path} must map item ids to lists of tokens, as "
+                '{"0": ["<a_1>", "<b_2>"], ...}, every list with a token.'
+            )
+        if collisions not in ("allow", "suffix"):
+            raise IndexingError(f"collisions of a read index is 'allow' or 'suffix', got {collisions!r}.")
+        codes: dict[ItemId, Code] = {str(item): tuple(code) for item, code in found.items()}
+        levels: dict[str, set[int]] = {}
+        for code in codes.values():
+            for level, token in enumerate(code):
+                levels.setdefault(token, set()).add(level)
+        if any(len(places) > 1 for places in levels.values()):
+            codes = dict(zip(codes, spell_symbols(codes.values()), strict=True))
+        counts = Counter(codes.values())
+        report = {
+            "collision_policy": collisions,
+            "collision_rate_before": 1 - len(counts) / len(codes) if codes else 0.0,
+            "num_codes_shared": sum(count > 1 for count in counts.values()),
+            "num_items_touched": 0,
         }
+        if collisions == "suffix":
+            seen: Counter[Code] = Counter()
+            for item, code in codes.items():
+                codes[item] = code + spell_symbols([count_symbols(seen[code], 256)], len(code))[0]
+                seen[code] += 1
+            report["num_items_touched"] = len(codes) - len(counts)
+        name = Path(path).name.removesuffix(".json").removesuffix(".index")
+        try:
+            return cls(f"published:{name}", codes, report, shared=collisions == "allow")
+        except IndexingError as error:
+            raise IndexingError(f"{path}: {error} Read it with collisions='suffix'.") from error
+
+    def push_to_hub(self, repo_id: str, private: bool = True) -> None:
+        """Uploads what ``save`` writes to a Hub repository; ``load(repo_id)`` brings it back.
+
+        Args:
+            repo_id: ``org/name``.
+            private: Whether a new repository is private.
+        """
+        hub = require("huggingface_hub", "train")
+        with tempfile.TemporaryDirectory() as folder:
+            self.save(folder)
+            api = hub.HfApi()
+            api.create_repo(repo_id, private=private, exist_ok=True)
+            api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="genrec item index")
+
+
+def _download(repo_id: str) -> Path:
+    hub = require("huggingface_hub", "train")
+    try:
+        return Path(hub.snapshot_download(repo_id, allow_patterns=["index.json", "index.parquet"]))
+    except Exception as error:  # the client raises many kinds, offline, missing and forbidden among them
+        raise RunError(
+            f"{repo_id!r} is neither a folder nor a Hub repository that can be read "
+            f"({type(error).__name__}). Give the folder of an index, or org/name."
+        ) from error
 
 
 def _number(token: str) -> int:
     digits = "".join(letter for letter in token if letter.isdigit())
     return int(digits) if digits else 0
+
+
+def _level(token: str) -> int:
+    """Returns the level in a token's spelling, for tokens of items that left."""
+    name = token[1:].partition("_")[0]
+    level = 0
+    for letter in name:
+        level = level * 26 + ord(letter) - ord("a") + 1
+    return level - 1

@@ -2,77 +2,174 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Sequence
 
 import numpy as np
 
 from genrec.core.errors import IndexingError
-from genrec.data_prep import ItemCatalog, ItemId, UserId
-from genrec.indexing.codes import spell
-from genrec.indexing.collisions import COLLISION_POLICIES
+from genrec.data_prep import ItemCatalog, ItemId
+from genrec.indexing.codes import Code
+from genrec.indexing.collisions import Distances, settle
 from genrec.indexing.index import ItemIndex
-from genrec.indexing.settings import IndexSettings
-from genrec.indexing.vectors import item_vectors
+from genrec.indexing.indexer import Indexer, IndexInputs
+from genrec.indexing.sinkhorn import balanced
+from genrec.indexing.vectors import item_vectors, new_item_vectors
+
+SAMPLE_PER_CENTROID = 512  # where more items than this are there for each, k-means is fitted on a sample
+ROWS_AT_ONCE = 65_536
+BALANCED_TURNS = 20
 
 
-def rq_kmeans(
-    items: ItemCatalog, train: Mapping[UserId, Sequence[ItemId]], settings: IndexSettings
-) -> ItemIndex:
-    """Returns an index of ``levels`` tokens by k-means on item vectors, then on what it left over.
+class RQKMeans(Indexer):
+    """``levels`` tokens by k-means on item vectors, then on what it left over.
 
-    R_1 = X; code of level l = nearest centroid of k-means on R_l; R_(l+1) = R_l - centroid. Source:
-    RQ-KMeans of OneRec (arXiv 2502.18965) and of MiniOneRec. Vectors come from training interactions
-    and texts only. Equal codes are settled by the collision policy.
+    R_1 = X; the code at level l is the nearest centroid of k-means on R_l; R_(l+1) = R_l - centroid. With
+    ``settings.balanced`` every cluster of a level has n/K items, rounded down or up, and an item's code is its
+    cluster. Equal codes are settled by the collision policy. New items take the nearest centroids, and then the
+    policy among the codes that are there.
 
-    Raises:
-        IndexingError: If the vectors are not finite, or the policy cannot settle the collisions.
+    Source: RQ-KMeans of OneRec (arXiv 2502.18965) and of MiniOneRec (arXiv 2510.24431), whose balanced version
+    solves min-cost flow. Differs in fitting on a sample of at most 512 items a centroid, and in the policies.
     """
-    vectors = item_vectors(settings.vectors, items, train, settings)
-    codes, distances = quantize(vectors, settings.levels, settings.codebook_size, settings.seed)
-    unique = len(np.unique(codes, axis=0))
-    codes, touched = COLLISION_POLICIES[settings.collisions](codes, distances)
-    return ItemIndex(
-        "rq_kmeans",
-        dict(zip(items.item_ids, spell(codes), strict=True)),
-        {
-            "collision_policy": settings.collisions,
-            "collision_rate_before": 1 - unique / len(items),
-            "num_items_touched": touched,
-        },
-    )
+
+    def build(self, inputs: IndexInputs) -> ItemIndex:
+        """Returns the index of every item of the catalogue.
+
+        Raises:
+            IndexingError: If a vector is not finite, or the policy cannot settle the collisions.
+        """
+        settings = inputs.settings
+        vectors, state = item_vectors(inputs)
+        codes, centroids = quantize(
+            vectors, settings.levels, settings.codebook_size, settings.seed, settings.balanced
+        )
+        distances = level_distances(vectors, codes, centroids)
+        settled = settle(settings.collisions, codes, distances, settings.codebook_size)
+        state |= {f"centroids_{level}": values.astype(np.float32) for level, values in enumerate(centroids)}
+        return ItemIndex(
+            "rq_kmeans",
+            dict(zip(inputs.items.item_ids, settled.codes, strict=True)),
+            settled.report(settings.collisions, codes),
+            settings,
+            state,
+            shared=settings.collisions == "allow",
+        )
+
+    def extend(self, index: ItemIndex, items: ItemCatalog) -> dict[ItemId, Code]:
+        """Returns the codes of the nearest centroids, settled among the codes that are there."""
+        settings = index.settings
+        assert settings is not None
+        vectors = new_item_vectors(items, settings, index.state)
+        centroids = [index.state[f"centroids_{level}"] for level in range(settings.levels)]
+        codes = assign(vectors, centroids)
+        distances = level_distances(vectors, codes, centroids)
+        settled = settle(settings.collisions, codes, distances, settings.codebook_size, index.codes)
+        return dict(zip(items.item_ids, settled.codes, strict=True))
 
 
 def quantize(
-    vectors: np.ndarray, levels: int, codebook_size: int, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns residual k-means codes and the distances at the last level.
+    vectors: np.ndarray, levels: int, codebook_size: int, seed: int, equal_sizes: bool = False
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Returns residual k-means codes ``(items, levels)`` and each level's centroids, ``(at most codebook_size, width)``.
 
     Args:
         vectors: ``(items, width)``.
         levels: Number of levels.
-        codebook_size: Centroids at a level; fewer where there are fewer distinct residuals.
+        codebook_size: Centroids at a level; as many as items where there are fewer items.
         seed: Seed of the k-means starts.
-
-    Returns:
-        Codes ``(items, levels)`` and Euclidean distances ``(items, codebook_size)`` of each item to the
-        last level's centroids, infinite-free: unused places come after all centroids.
+        equal_sizes: Whether clusters have equal sizes.
 
     Raises:
         IndexingError: If a vector is not finite.
     """
-    from sklearn.cluster import KMeans  # half a second that most commands need not spend
-
     if not np.isfinite(vectors).all():
         row = int(np.flatnonzero(~np.isfinite(vectors).all(1))[0])
         raise IndexingError(f"The item vector in row {row} is not finite; all must be.")
-    residual = np.asarray(vectors, np.float64)
+    residual = np.array(vectors, np.float32)
     codes = np.empty((len(vectors), levels), np.int64)
-    distances = np.zeros((len(vectors), codebook_size))
+    centroids = []
     for level in range(levels):
-        clusters = min(codebook_size, len(np.unique(residual.round(9), axis=0)))
-        kmeans = KMeans(clusters, n_init=1, random_state=seed + level).fit(residual)
-        codes[:, level] = kmeans.labels_
-        distances[:] = np.finfo(np.float64).max / 2
-        distances[:, :clusters] = kmeans.transform(residual)
-        residual = residual - kmeans.cluster_centers_[kmeans.labels_]
-    return codes, distances
+        if equal_sizes:
+            values, codes[:, level] = _balance(residual, _fit(residual, codebook_size, seed + level))
+        else:
+            values = _fit(residual, codebook_size, seed + level)
+            codes[:, level] = nearest(residual, values)
+        for first in range(0, len(residual), ROWS_AT_ONCE):
+            part = slice(first, first + ROWS_AT_ONCE)
+            residual[part] -= values[codes[part, level]]
+        centroids.append(values)
+    return codes, centroids
+
+
+def balanced_kmeans(vectors: np.ndarray, clusters: int, seed: int) -> np.ndarray:
+    """Returns a cluster of each vector, ``(items,)``, every cluster with n/K items, rounded down or up."""
+    return _balance(vectors, _fit(vectors, clusters, seed))[1]
+
+
+def nearest(vectors: np.ndarray, centroids: np.ndarray) -> np.ndarray:
+    """Returns the row of the nearest centroid of each vector, the first of equals, ``(items,)``."""
+    codes = np.empty(len(vectors), np.int64)
+    for first in range(0, len(vectors), ROWS_AT_ONCE):
+        part = slice(first, first + ROWS_AT_ONCE)
+        codes[part] = squared_distances(vectors[part], centroids).argmin(1)
+    return codes
+
+
+def squared_distances(vectors: np.ndarray, centroids: np.ndarray) -> np.ndarray:
+    """Returns squared Euclidean distances ``(items, centroids)``, less each vector's own squared length."""
+    return (centroids**2).sum(1) - 2 * (vectors @ centroids.T)
+
+
+def _fit(residual: np.ndarray, clusters: int, seed: int) -> np.ndarray:
+    from sklearn.cluster import KMeans  # half a second that most commands need not spend
+    from sklearn.exceptions import ConvergenceWarning
+
+    rows = residual
+    if len(rows) > clusters * SAMPLE_PER_CENTROID:
+        chosen = np.random.default_rng(seed).choice(len(rows), clusters * SAMPLE_PER_CENTROID, replace=False)
+        rows = rows[np.sort(chosen)]
+    with warnings.catch_warnings():
+        # Fewer distinct rows than clusters give equal centroids, of which the first is taken.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return KMeans(min(clusters, len(rows)), n_init=1, random_state=seed).fit(rows).cluster_centers_
+
+
+def _balance(residual: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns centroids and codes after turns of balanced assignment and means, from the given centroids on."""
+    codes = None
+    for _ in range(BALANCED_TURNS):
+        found = balanced(squared_distances(residual, centroids) + (residual**2).sum(1, keepdims=True))
+        if codes is not None and np.array_equal(found, codes):
+            break
+        codes = found
+        count = np.bincount(codes, minlength=len(centroids))
+        sums = np.zeros_like(centroids, np.float64)
+        np.add.at(sums, codes, residual)
+        used = count > 0
+        centroids = centroids.copy()
+        centroids[used] = sums[used] / count[used, None]
+    assert codes is not None
+    return centroids, codes
+
+
+def level_distances(vectors: np.ndarray, codes: np.ndarray, centroids: Sequence[np.ndarray]) -> Distances:
+    """Returns what gives the squared distances of items, after the levels before, to a level's centroids."""
+
+    def distances(rows: np.ndarray, level: int) -> np.ndarray:
+        residual = np.array(vectors[rows], np.float32)
+        for earlier in range(level):
+            residual -= centroids[earlier][codes[rows, earlier]]
+        own = (residual**2).sum(1, keepdims=True)
+        return (squared_distances(residual, centroids[level]) + own).astype(np.float64)
+
+    return distances
+
+
+def assign(vectors: np.ndarray, centroids: Sequence[np.ndarray]) -> np.ndarray:
+    """Returns the residual codes ``(items, levels)`` of vectors by the nearest centroids."""
+    codes, residual = np.empty((len(vectors), len(centroids)), np.int64), np.array(vectors, np.float32)
+    for level, values in enumerate(centroids):
+        codes[:, level] = nearest(residual, values)
+        residual -= values[codes[:, level]]
+    return codes

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from genrec.core.errors import RunError
 
 
@@ -68,6 +70,13 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 def hash_value(value: Any) -> str:
     """Returns a SHA-256 hex digest of any JSON-able value; equal values give equal digests."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def hash_array(values: np.ndarray) -> str:
+    """Returns the SHA-256 hex digest of an array's shape, type and values."""
+    digest = hashlib.sha256(f"{values.dtype} {values.shape}".encode())
+    digest.update(np.ascontiguousarray(values).data)
+    return digest.hexdigest()
 
 
 def hash_file(path: str | os.PathLike[str]) -> str:

