@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -63,8 +64,7 @@ def settle(
         taken: Codes of items that are there already, and keep them.
 
     Raises:
-        IndexingError: If the policy is next_free or sinkhorn and more items share all but the last two tokens
-            than two levels can tell apart.
+        IndexingError: If the policy is next_free or sinkhorn and no code is left.
     """
     return COLLISION_POLICIES[policy](codes, distances, codebook_size, set((taken or {}).values()))
 
@@ -72,43 +72,44 @@ def settle(
 def _next_free(codes: np.ndarray, distances: Distances, size: int, taken: set[Code]) -> Settled:
     """Later items of a shared code take the nearest free last token.
 
-    Where all last tokens after an item's first ones are taken, the item goes to the nearest token one level
-    before that has room, and there takes the last token that is nearest from where it was.
+    Where all last tokens after an item's first ones are taken, the item goes to the nearest first tokens that have
+    room: those that differ at the last place only come first, and nearer ones before others at each place.
     """
     codes = codes.copy()
     levels = codes.shape[1]
-    used: dict[Code, set[int]] = {}
-    for code in taken:
-        used.setdefault(code[:-1], set()).add(int(symbols(code)[-1]))
+    used: dict[tuple[int, ...], set[int]] = {}
+    for code in [tuple(map(int, symbols(code))) for code in taken]:
+        used.setdefault(code[:-1], set()).add(code[-1])
     clashing = []
-    for row, code in enumerate(spell(codes)):
+    for row, code in enumerate(map(tuple, codes.tolist())):
         last = used.setdefault(code[:-1], set())
-        if (number := int(codes[row, -1])) in last:
+        if code[-1] in last:
             clashing.append(row)
         else:
-            last.add(number)
+            last.add(code[-1])
     rows = np.array(clashing, np.int64)
     # Some thousand rows at once: with a million items the distances would not fit into memory.
     for first in range(0, len(rows), 4096):
         part = rows[first : first + 4096]
         for row, distance in zip(part.tolist(), _padded(distances(part, levels - 1), size), strict=True):
-            last = used[spell(codes[[row]])[0][:-1]]
-            if len(last) == size and levels > 1:
-                (before,) = _padded(distances(np.array([row]), levels - 2), size)
-                for token in np.argsort(before, kind="stable"):
-                    codes[row, -2] = token
-                    last = used.setdefault(spell(codes[[row]])[0][:-1], set())
-                    if len(last) < size:
-                        break
+            prefix = tuple(codes[row, :-1].tolist())
+            if len(used[prefix]) == size:
+                here = np.array([row])
+                nearer = [
+                    _padded(distances(here, level), size)[0].argsort(kind="stable")
+                    for level in range(levels - 1)
+                ]
+                roomy = (found for found in product(*nearer) if len(used.get(found, ())) < size)
+                if (prefix := next(roomy, prefix)) not in used:
+                    used[prefix] = set()
+            last = used[prefix]
             if len(last) == size:
-                prefix = "".join(spell(codes[[row]])[0][:-2])
                 raise IndexingError(
-                    f"All {size ** min(levels, 2):,} codes that begin with {prefix or 'nothing'} are taken: too many "
-                    "items are alike. Have they one title, or no text at all? Raise index.codebook_size or "
+                    f"All {size**levels:,} codes of {levels} levels of {size} are taken. Raise index.codebook_size or "
                     "index.levels, or set index.collisions=suffix, which counts without end."
                 )
             distance[list(last)] = np.inf
-            codes[row, -1] = int(np.argmin(distance))
+            codes[row] = (*prefix, int(np.argmin(distance)))
             last.add(int(codes[row, -1]))
     return Settled(spell(codes), {"next_free": len(clashing)})
 

@@ -131,7 +131,7 @@ def _sentence_vectors(texts: Sequence[str], encoder: str) -> np.ndarray:
         model = library.SentenceTransformer(name, revision=revision or None)
     except Exception as error:  # the libraries raise many kinds, offline, missing and broken among them
         raise IndexingError(
-            f"index.text_encoder={encoder!r} cannot be loaded ({type(error).__name__}: {error}). Give minilm, words, "
+            f"index.text_encoder={encoder!r} cannot be loaded ({_first_line(error)}). Give minilm, words, "
             "a folder, or a name of the Hub within reach."
         ) from error
     vectors = np.zeros((len(texts), model.get_embedding_dimension()), np.float32)
@@ -139,6 +139,10 @@ def _sentence_vectors(texts: Sequence[str], encoder: str) -> np.ndarray:
     for rows in progress(_batches(texts, size), -(-len(texts) // size), "encoding"):
         vectors[rows] = model.encode([texts[row] for row in rows], batch_size=size, show_progress_bar=False)
     return vectors
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
 def _language_model_vectors(texts: Sequence[str], name: str) -> np.ndarray:
@@ -154,7 +158,7 @@ def _language_model_vectors(texts: Sequence[str], name: str) -> np.ndarray:
         model = transformers.AutoModel.from_pretrained(name, **given).eval()
     except Exception as error:  # as above
         raise IndexingError(
-            f"index.text_encoder='lm:{name}' cannot be loaded ({type(error).__name__}: {error}). Give a folder, a "
+            f"index.text_encoder='lm:{name}' cannot be loaded ({_first_line(error)}). Give a folder, a "
             ".gguf file, or a name of the Hub within reach."
         ) from error
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -193,18 +197,16 @@ def word_vectors(texts: Sequence[str], size: int, seed: int) -> tuple[np.ndarray
     except ValueError:  # no word in any text
         return np.zeros((len(texts), size)), {}
     rank = min(size, *weights.shape)
-    left, values, right = randomized_svd(weights, rank, random_state=seed)
-    vectors = np.zeros((len(texts), size))
-    vectors[:, :rank] = left * np.sqrt(values)
-    # A new text is folded in: its weights times this give what its row of U sqrt(S) would be.
-    fold_in = np.zeros((weights.shape[1], size))
+    _, values, right = randomized_svd(weights, rank, random_state=seed)
+    # Weights times this are rows of U sqrt(S), of old texts and of new ones alike.
+    fold_in = np.zeros((weights.shape[1], size), np.float32)
     fold_in[:, :rank] = right.T / np.sqrt(np.maximum(values, 1e-12))
     state = {
         "words": np.array(vectorizer.get_feature_names_out(), str),
         "words_idf": vectorizer.idf_,
-        "words_fold_in": fold_in.astype(np.float32),
+        "words_fold_in": fold_in,
     }
-    return vectors, state
+    return weights @ fold_in.astype(np.float64), state
 
 
 def _words(texts: Sequence[str], state: State) -> np.ndarray:

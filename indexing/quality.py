@@ -59,6 +59,20 @@ def groups_by_prefix(codes: Sequence[Code], length: int) -> np.ndarray:
     )
 
 
+def group_sums(values: np.ndarray, groups: np.ndarray, num_groups: int) -> np.ndarray:
+    """Returns the sum of the rows of each group, ``(num_groups, width)``.
+
+    Args:
+        values: ``(items, width)``.
+        groups: ``(items,)`` below ``num_groups``.
+        num_groups: Number of groups.
+    """
+    from scipy.sparse import csr_matrix
+
+    member = (np.ones(len(groups), values.dtype), (groups, np.arange(len(groups))))
+    return csr_matrix(member, (num_groups, len(groups))) @ values
+
+
 def semantic_purity(vectors: np.ndarray, groups: np.ndarray) -> tuple[float, float]:
     """Returns the mean cosine of pairs of items in one group, and that of all pairs.
 
@@ -77,8 +91,7 @@ def semantic_purity(vectors: np.ndarray, groups: np.ndarray) -> tuple[float, flo
         return total / pairs if pairs else float("nan")
 
     inside = groups >= 0
-    sums = np.zeros((int(groups.max()) + 1 if inside.any() else 0, vectors.shape[1]))
-    np.add.at(sums, groups[inside], unit[inside])
+    sums = group_sums(unit[inside], groups[inside], int(groups.max(initial=-1)) + 1)
     counts = np.bincount(groups[inside], minlength=len(sums)).astype(float)
     within = mean(float((sums**2).sum() - own[inside].sum()), float((counts * (counts - 1)).sum()))
     whole = unit.sum(0)

@@ -13,6 +13,7 @@ from genrec.indexing.codes import Code
 from genrec.indexing.collisions import Distances, settle
 from genrec.indexing.index import ItemIndex
 from genrec.indexing.indexer import Indexer, IndexInputs
+from genrec.indexing.quality import group_sums
 from genrec.indexing.sinkhorn import balanced
 from genrec.indexing.vectors import item_vectors, new_item_vectors
 
@@ -144,8 +145,7 @@ def _balance(residual: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, n
             break
         codes = found
         count = np.bincount(codes, minlength=len(centroids))
-        sums = np.zeros_like(centroids, np.float64)
-        np.add.at(sums, codes, residual)
+        sums = group_sums(residual, codes, len(centroids))
         used = count > 0
         centroids = centroids.copy()
         centroids[used] = sums[used] / count[used, None]
