@@ -92,7 +92,7 @@ def test_the_collaborative_term_brings_codes_to_the_collaborative_vectors(monkey
     vectors = np.hstack([rng.normal(size=(160, 8)), np.eye(4)[taste]])
 
     def told_apart(weight):
-        index = build(vectors, collaborative_weight=weight, epochs=60)
+        index = build(vectors, collaborative_weight=weight, epochs=150)
         codes = numbers_of(index.codes.values(), 3)
         quantised = sum(index.state["codebooks"][level][codes[:, level]] for level in range(3))
         return np.mean((quantised @ np.eye(4, 8).T).argmax(1) == taste)
@@ -120,7 +120,7 @@ def test_the_diversity_term_is_letters():
         rows = book.detach()
         scores = [float(rows[own] @ rows[code]) for code in range(6) if code != own]
         expected.append(np.log(np.exp(scores).sum()) - float(rows[own] @ rows[other]))
-    assert float(found) == pytest.approx(np.mean(expected), rel=1e-5)
+    assert found.item() == pytest.approx(np.mean(expected), rel=1e-5)
 
 
 def test_codes_are_those_of_the_trained_encoder_without_torch():
