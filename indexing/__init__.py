@@ -16,7 +16,7 @@ from genrec.indexing.random_codes import random_codes
 from genrec.indexing.rq_kmeans import rq_kmeans
 from genrec.indexing.sequential import sequential
 from genrec.indexing.settings import IndexSettings
-from genrec.indexing.trie import ItemTrie
+from genrec.indexing.trie import ItemTrie, Restriction
 
 Indexer = Callable[[ItemCatalog, Mapping[UserId, Sequence[ItemId]], IndexSettings], ItemIndex]
 
@@ -60,5 +60,6 @@ __all__ = [
     "IndexSettings",
     "ItemIndex",
     "ItemTrie",
+    "Restriction",
     "build_index",
 ]
