@@ -13,6 +13,8 @@ import yaml
 from genrec.core.errors import DataError, RecipeError, RunError
 from genrec.recipe import Recipe, parse_recipe
 
+import machine
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -457,11 +459,11 @@ def test_the_check_fails_until_the_readme_is_written(tmp_path, monkeypatch, caps
 
 
 def test_a_result_names_the_commit_of_the_code_that_ran(tmp_path, monkeypatch):
-    monkeypatch.setattr(bench, "ROOT", tmp_path)
+    monkeypatch.setattr(machine, "ROOT", tmp_path)
     with pytest.raises(RunError, match="whose commit the result would name"):
-        bench.working_tree()
-    monkeypatch.setattr(bench.genrec, "__file__", str(tmp_path / "genrec" / "__init__.py"))
-    for module in (bench.genrec.data_prep, bench.genrec.indexing):
+        machine.working_tree()
+    monkeypatch.setattr(machine.genrec, "__file__", str(tmp_path / "genrec" / "__init__.py"))
+    for module in (machine.genrec.data_prep, machine.genrec.indexing):
         monkeypatch.setattr(module, "__file__", str(tmp_path / "x" / "__init__.py"))
 
     def git(*arguments):
@@ -479,25 +481,26 @@ def test_a_result_names_the_commit_of_the_code_that_ran(tmp_path, monkeypatch):
 
     git("init")
     with pytest.raises(RunError, match="no git repository with a commit"):
-        bench.working_tree()
+        machine.working_tree()
     (tmp_path / "genrec").mkdir()
     (tmp_path / "genrec" / "a.py").write_text("one = 1\n")
     git("add", ".")
     git("commit", "-m", "first")
-    first, dirty = bench.working_tree()
+    first, dirty = machine.working_tree()
     assert (len(first), dirty) == (40, False)
-    (tmp_path / "benchmarks" / "results").mkdir(parents=True)
-    (tmp_path / "benchmarks" / "results" / "new.json").write_text("{}")
-    assert bench.working_tree() == (first, False)
+    for folder in machine.RESULT_FOLDERS:
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "new.json").write_text("{}")
+    assert machine.working_tree() == (first, False)
     (tmp_path / "notes.md").write_text("words\n")
-    assert bench.working_tree() == (first, True)
+    assert machine.working_tree() == (first, True)
     git("add", "notes.md")
     git("commit", "-m", "words only")
-    second, _ = bench.working_tree()
+    second, _ = machine.working_tree()
     assert bench.count_call(tmp_path / "run", first, False) == 1
     assert bench.count_call(tmp_path / "run", second, False) == 2
     (tmp_path / "genrec" / "a.py").write_text("one = 2\n")
-    assert bench.working_tree() == (second, True)
+    assert machine.working_tree() == (second, True)
     git("commit", "-am", "code")
     with pytest.raises(RunError, match="whose code is not that of"):
-        bench.count_call(tmp_path / "run", bench.working_tree()[0], False)
+        bench.count_call(tmp_path / "run", machine.working_tree()[0], False)
