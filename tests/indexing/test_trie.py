@@ -78,11 +78,13 @@ def assert_equal_tries(one, two):
     assert one.depth == two.depth
 
 
+@settings(deadline=None)
 @given(prefix_free_codes())
 def test_it_is_the_dict_trie(codes):
     assert_is_dict_trie(ItemTrie(codes), codes)
 
 
+@settings(deadline=None)
 @given(prefix_free_codes(shared=True))
 def test_shared_codes_end_at_one_node_in_the_order_given(codes):
     assert_is_dict_trie(ItemTrie(codes, shared=True), codes)
@@ -91,6 +93,7 @@ def test_shared_codes_end_at_one_node_in_the_order_given(codes):
             ItemTrie(codes)
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=3).map(tuple), min_size=1, max_size=12))
 def test_what_is_refused_is_exactly_what_is_no_trie(codes):
     pairs = [(one, two) for i, one in enumerate(codes) for j, two in enumerate(codes) if i != j]
@@ -104,12 +107,14 @@ def test_what_is_refused_is_exactly_what_is_no_trie(codes):
             assert ItemTrie(codes, shared).num_items == len(codes)
 
 
+@settings(deadline=None)
 @given(prefix_free_codes(), st.lists(st.integers(-1, 5), max_size=6))
 def test_a_prefix_is_found_exactly_when_a_code_begins_so(codes, prefix):
     found = ItemTrie(codes).find(prefix)
     assert (found is not None) == any(code[: len(prefix)] == tuple(prefix) for code in codes)
 
 
+@settings(deadline=None)
 @given(
     prefix_free_codes(shared=True), st.integers(0, 2), st.sampled_from(["int8", "int16", "int32", "int64"])
 )
