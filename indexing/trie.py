@@ -182,6 +182,8 @@ class ItemTrie:
     def restrict(self, items: Collection[int] | np.ndarray) -> Restriction:
         """Returns the trie as it is with some items only; costs one count over all items, whatever is allowed.
 
+        The first call also inverts ``leaf_item``, which is kept.
+
         Args:
             items: Row numbers of codes, a number twice counting once, or ``(items,)`` bool. May be empty.
 
