@@ -2,10 +2,7 @@
 
 import argparse
 import os
-import platform
-import resource
 import shlex
-import subprocess
 import sys
 import tempfile
 import time
@@ -18,15 +15,14 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-import genrec.data_prep
-import genrec.indexing
-from genrec.core.errors import DataError, GenrecError, RecipeError, RunError, nearest, require
+from genrec.core.errors import DataError, GenrecError, RecipeError, RunError, nearest
 from genrec.core.files import read_json, write_json
 from genrec.core.progress import say
 from genrec.recipe import Recipe, load_recipe, shipped_recipes
 from genrec.runs import RunDir, versions
 
-ROOT = Path(__file__).resolve().parents[1]
+from machine import ROOT, git, hardware, peak_memory, working_tree
+
 EXPERIMENTS = ROOT / "benchmarks" / "experiments"
 RESULTS = ROOT / "benchmarks" / "results"
 DATA = ROOT.parent / "shared" / "data"
@@ -147,33 +143,6 @@ def data_source(source: str) -> str:
     return str(folder)
 
 
-def _git(*arguments: str) -> subprocess.CompletedProcess[str]:
-    try:
-        return subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True)
-    except FileNotFoundError as error:
-        raise RunError(
-            "A result names its commit, so benchmarks need git, which is not installed."
-        ) from error
-
-
-def working_tree() -> tuple[str, bool]:
-    """Returns the commit of the repository, and whether anything but results differs from it.
-
-    Raises:
-        RunError: If this is not a git repository, or another copy of genrec would be measured.
-    """
-    for module in (genrec, genrec.data_prep, genrec.indexing):
-        if ROOT not in Path(str(module.__file__)).resolve().parents:
-            raise RunError(
-                f"{module.__name__} is imported from {module.__file__}, not from {ROOT}, whose commit the result "
-                f"would name. Install it from here first: pip install -e '{ROOT}[train]'"
-            )
-    head, status = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--", ".", ":!benchmarks/results")
-    if head.returncode or status.returncode:
-        raise RunError(f"{ROOT} is no git repository with a commit: {(head.stderr or status.stderr).strip()}")
-    return head.stdout.strip(), bool(status.stdout.strip())
-
-
 def count_call(folder: Path, commit: str, dirty: bool) -> int:
     """Returns how many calls have worked in a run directory, this one too, and notes this one.
 
@@ -187,7 +156,7 @@ def count_call(folder: Path, commit: str, dirty: bool) -> int:
     begun: dict[str, Any] = {"commit": commit, "dirty": False, "calls": 0}
     if (folder / BEGUN).exists():
         begun = read_json(folder / BEGUN)
-        changed = _git("diff", "--quiet", begun["commit"], commit, "--", *CODE).returncode
+        changed = git("diff", "--quiet", begun["commit"], commit, "--", *CODE).returncode
         if not dirty and (begun["dirty"] or (begun["commit"] != commit and changed)):
             where = f"{begun['commit'][:8]}{' with uncommitted changes' if begun['dirty'] else ''}"
             raise RunError(
@@ -197,36 +166,6 @@ def count_call(folder: Path, commit: str, dirty: bool) -> int:
     calls: int = begun["calls"] + 1
     write_json(folder / BEGUN, {"commit": commit, "dirty": dirty or begun["dirty"], "calls": calls})
     return calls
-
-
-def hardware() -> dict[str, Any]:
-    """Returns what the machine is and how busy it is."""
-    torch = require("torch", "train")
-    cpu = platform.processor() or platform.machine()
-    if (info := Path("/proc/cpuinfo")).exists():
-        names = [line.partition(":")[2] for line in info.read_text().splitlines() if "model name" in line]
-        cpu = names[0].strip() if names else cpu
-    return {
-        "cpu": cpu,
-        "cores": len(os.sched_getaffinity(0)),
-        "threads": int(os.environ.get("OMP_NUM_THREADS") or torch.get_num_threads()),
-        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "load_average": round(os.getloadavg()[0], 2),
-    }
-
-
-def peak_memory() -> dict[str, float]:
-    """Returns the most memory in GB that the process, its largest child and the GPU's tensors took so far."""
-    torch = require("torch", "train")
-    kilobytes = {
-        "process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
-        "largest_child": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss,
-    }
-    peaks = {name: round(value * 1024 / 1e9, 2) for name, value in kilobytes.items()}
-    if torch.cuda.is_available():
-        peaks["gpu"] = round(torch.cuda.max_memory_allocated() / 1e9, 2)
-    return peaks
 
 
 def run_experiment(

@@ -26,7 +26,7 @@ from genrec.indexing.sequential import Sequential
 from genrec.indexing.settings import IndexSettings
 from genrec.indexing.text_id import TextId
 from genrec.indexing.title import Title
-from genrec.indexing.trie import ItemTrie
+from genrec.indexing.trie import ItemTrie, Restriction
 
 INDEXERS: dict[str, Indexer] = {
     "collaborative": Collaborative(),
@@ -82,5 +82,6 @@ __all__ = [
     "Indexer",
     "ItemIndex",
     "ItemTrie",
+    "Restriction",
     "build_index",
 ]

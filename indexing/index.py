@@ -138,7 +138,7 @@ class ItemIndex:
             token_ids: ``{token: id}`` for every token in ``tokens``.
         """
         rows = [[token_ids[token] for token in code] for code in self.codes.values()]
-        return ItemTrie(rows)
+        return ItemTrie(rows, shared=self.shared)
 
     def extend(self, items: ItemCatalog) -> ItemIndex:
         """Returns an index that has these items too; no code of before changes, nothing is trained again.

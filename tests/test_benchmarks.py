@@ -13,19 +13,22 @@ import yaml
 from genrec.core.errors import DataError, RecipeError, RunError
 from genrec.recipe import Recipe, parse_recipe
 
+import machine
+
 ROOT = Path(__file__).parents[1]
 
 
 def load(name):
     """A module of benchmarks/, which is no package."""
-    spec = importlib.util.spec_from_file_location(f"benchmarks_{name}", ROOT / "benchmarks" / f"{name}.py")
+    path = ROOT / "benchmarks" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"benchmarks_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
 
 
-bench, board = load("run"), load("leaderboard")
+bench, board, speed = load("run"), load("leaderboard"), load("indexing/speed")
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 SCHEMA = {
@@ -457,11 +460,11 @@ def test_the_check_fails_until_the_readme_is_written(tmp_path, monkeypatch, caps
 
 
 def test_a_result_names_the_commit_of_the_code_that_ran(tmp_path, monkeypatch):
-    monkeypatch.setattr(bench, "ROOT", tmp_path)
+    monkeypatch.setattr(machine, "ROOT", tmp_path)
     with pytest.raises(RunError, match="whose commit the result would name"):
-        bench.working_tree()
-    monkeypatch.setattr(bench.genrec, "__file__", str(tmp_path / "genrec" / "__init__.py"))
-    for module in (bench.genrec.data_prep, bench.genrec.indexing):
+        machine.working_tree()
+    monkeypatch.setattr(machine.genrec, "__file__", str(tmp_path / "genrec" / "__init__.py"))
+    for module in (machine.genrec.data_prep, machine.genrec.indexing):
         monkeypatch.setattr(module, "__file__", str(tmp_path / "x" / "__init__.py"))
 
     def git(*arguments):
@@ -479,25 +482,122 @@ def test_a_result_names_the_commit_of_the_code_that_ran(tmp_path, monkeypatch):
 
     git("init")
     with pytest.raises(RunError, match="no git repository with a commit"):
-        bench.working_tree()
+        machine.working_tree()
     (tmp_path / "genrec").mkdir()
     (tmp_path / "genrec" / "a.py").write_text("one = 1\n")
     git("add", ".")
     git("commit", "-m", "first")
-    first, dirty = bench.working_tree()
+    first, dirty = machine.working_tree()
     assert (len(first), dirty) == (40, False)
-    (tmp_path / "benchmarks" / "results").mkdir(parents=True)
-    (tmp_path / "benchmarks" / "results" / "new.json").write_text("{}")
-    assert bench.working_tree() == (first, False)
+    for folder in machine.RESULT_FOLDERS:
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "new.json").write_text("{}")
+    assert machine.working_tree() == (first, False)
     (tmp_path / "notes.md").write_text("words\n")
-    assert bench.working_tree() == (first, True)
+    assert machine.working_tree() == (first, True)
     git("add", "notes.md")
     git("commit", "-m", "words only")
-    second, _ = bench.working_tree()
+    second, _ = machine.working_tree()
     assert bench.count_call(tmp_path / "run", first, False) == 1
     assert bench.count_call(tmp_path / "run", second, False) == 2
     (tmp_path / "genrec" / "a.py").write_text("one = 2\n")
-    assert bench.working_tree() == (second, True)
+    assert machine.working_tree() == (second, True)
     git("commit", "-am", "code")
     with pytest.raises(RunError, match="whose code is not that of"):
-        bench.count_call(tmp_path / "run", bench.working_tree()[0], False)
+        bench.count_call(tmp_path / "run", machine.working_tree()[0], False)
+
+
+def check_speed(path):
+    """A result file of the indexing room has every measurement of its name, and is named after its content."""
+    result = json.loads(path.read_text(encoding="utf-8"))
+    keys = {
+        "name",
+        "seed",
+        "commit",
+        "dirty",
+        "command",
+        "date",
+        "hardware",
+        "versions",
+        "wall_seconds",
+        "rows",
+    }
+    assert set(result) == keys
+    assert re.fullmatch("[0-9a-f]{40}", result["commit"])
+    assert re.fullmatch(
+        f"{result['name']}-{result['commit'][:8]}(-changed)?{'-dirty' if result['dirty'] else ''}", path.stem
+    )
+    assert set(result["hardware"]) == {"cpu", "cores", "threads", "memory_gb", "gpu", "load_average"}
+    assert {"genrec", "python", "numpy"} <= set(result["versions"])
+    for row in result["rows"]:
+        assert set(row) == {"measurement", "size", "figures", "growth"}
+        assert row["figures"]["peak_mb"] >= row["figures"]["peak_mb_before"] > 0
+        assert set(row["growth"]) <= set(row["figures"])
+    return result
+
+
+@pytest.mark.parametrize("path", sorted(speed.RESULTS.glob("*.json")), ids=lambda path: path.stem)
+def test_every_speed_result_is_whole_and_named_after_its_content(path):
+    assert check_speed(path)["rows"]
+
+
+def test_every_measurement_of_the_trie_runs_and_finds_what_the_dict_trie_finds(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(speed, "working_tree", lambda: (COMMIT, False))
+    arguments = ["trie", "--sizes", "80", "--seed", "3", "--results", str(tmp_path)]
+    assert speed.main(arguments) == 0
+    path = tmp_path / f"trie-{COMMIT[:8]}-changed.json"
+    result = check_speed(path)
+    assert (result["seed"], result["command"]) == (
+        3,
+        f"python benchmarks/indexing/speed.py {' '.join(arguments)}",
+    )
+    found = {row["measurement"]: row["figures"] for row in result["rows"]}
+    assert list(found) == list(speed.MEASUREMENTS["trie"])
+    assert (
+        found["step"]["found"] == found["step, dict of dicts"]["found"] >= 400
+    )  # half of 800 are given codes
+    assert found["restrict"]["allowed"] == found["restrict, dict of dicts"]["allowed"] == 8
+    assert found["build"]["nodes"] > 80
+    printed = capsys.readouterr().out
+    assert all(part in printed for part in found)
+
+    before = path.read_text()
+    assert speed.main(arguments) == 1
+    assert "added, never edited" in capsys.readouterr().err
+    assert path.read_text() == before
+    monkeypatch.setattr(speed, "working_tree", lambda: (COMMIT, True))
+    assert speed.main(arguments) == 1
+    assert "--allow-dirty" in capsys.readouterr().err
+
+
+def test_growth_is_a_figure_over_that_at_half_the_size():
+    figures = {10: (2.0, 0), 20: (5.0, 3), 30: (9.0, 3), 40: (5.0, 6)}
+    rows = [
+        {"measurement": "build", "size": size, "figures": {"build_s": one, "nodes": two}}
+        for size, (one, two) in figures.items()
+    ]
+    rows.append({"measurement": "other", "size": 40, "figures": {"load_ms": 0.125}})
+    grown = speed.with_growth(rows)
+    expected = [{}, {"build_s": 2.5}, {}, {"build_s": 1.0, "nodes": 2.0}, {}]
+    assert [row["growth"] for row in grown] == expected
+    lines = [line.split() for line in speed.table(grown).splitlines()]
+    assert lines[2] == ["20", "5", "(x2.50)", "3"]
+    assert lines[4] == ["40", "5", "(x1.00)", "6", "(x2.00)"]
+    assert lines[5:] == [[], ["other", "load_ms"], ["40", "0.125"]]
+
+
+def test_the_peers_are_measured_at_sizes_that_ours_is_measured_at():
+    assert speed.sizes_of("trie", "build", None)[-1] == 10_000_000
+    for parts in speed.MEASUREMENTS.values():
+        for part, measurement in parts.items():
+            name = next(name for name, other in speed.MEASUREMENTS.items() if other is parts)
+            sizes, n = speed.sizes_of(name, part, None), measurement.largest
+            assert {n // 4, n // 2, n} <= set(sizes)
+            assert max(sizes) == n
+            if ", dict of dicts" in part:
+                assert set(sizes) <= set(speed.sizes_of(name, part.split(",")[0], None))
+
+
+def test_a_measurement_that_fails_says_which(monkeypatch):
+    with pytest.raises(RunError, match="trie: build at -1 ended with status 2"):
+        speed.measure("trie", "build", -1, 0)

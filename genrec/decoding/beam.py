@@ -38,9 +38,9 @@ class ConstrainedDecoder:
             return torch.from_numpy(values).to(device)
 
         self._child_start, self._child_token = tensor(trie.child_start), tensor(trie.child_token)
-        self._child_node, self._node_item = tensor(trie.child_node), tensor(trie.node_item)
+        self._node_item = tensor(trie.node_item)
         self._leaf_start, self._leaf_end = tensor(trie.leaf_start), tensor(trie.leaf_end)
-        self._leaf_of_item = tensor(np.argsort(trie.leaf_item))
+        self._leaf_of_item = tensor(trie.leaf_of_item).long()
         self._position = {item: row for row, item in enumerate(self.item_ids)}
 
     @torch.inference_mode()
@@ -95,12 +95,13 @@ class ConstrainedDecoder:
         for level in range(self.depth):
             start = self._child_start[nodes]
             count = self._child_start[nodes + 1] - start
-            slot = torch.arange(int(count.max()), device=device)
-            real = slot < count[..., None]
-            slot = (start[..., None] + slot).clamp(max=len(self._child_node) - 1)
-            tokens, children = self._child_token[slot], self._child_node[slot]
-            left = allowed_before[rows[..., None], self._leaf_end[children]]
-            left = left - allowed_before[rows[..., None], self._leaf_start[children]]
+            edge = torch.arange(int(count.max()), device=device)
+            real = edge < count[..., None]
+            edge = (start[..., None] + edge).clamp(max=len(self._child_token) - 1)
+            # The trie's integers are small; torch gathers by int64 alone.
+            tokens, children = self._child_token[edge].long(), edge + 1
+            left = allowed_before[rows[..., None], self._leaf_end[children].long()]
+            left = left - allowed_before[rows[..., None], self._leaf_start[children].long()]
             gone = real & (left <= 0)
             excluded = torch.zeros(*nodes.shape, len(self.index.tokens), dtype=torch.bool, device=device)
             excluded[(*torch.nonzero(gone, as_tuple=True)[:2], tokens[gone])] = True

@@ -39,8 +39,9 @@ class ItemTargets:
         self.index, self.first_id, self.exclude_history = index, first_id, exclude_history
         self.teachers = [teacher.eval() for teacher in teachers]
         trie = index.trie_of_tokens
-        self._leaf_item = torch.from_numpy(trie.leaf_item)
-        self._leaf_of_item = torch.cat([self._leaf_item.argsort(), torch.tensor([len(index.codes)])])
+        self._leaf_item = torch.from_numpy(trie.leaf_item).long()
+        leaves = torch.from_numpy(trie.leaf_of_item).long()
+        self._leaf_of_item = torch.cat([leaves, torch.tensor([len(index.codes)])])
         column = {token: number for number, token in enumerate(index.tokens)}
         self._item = {
             tuple(first_id + column[token] for token in code): row
@@ -196,14 +197,14 @@ class ItemTargets:
         mass = torch.nn.functional.pad(probabilities.double().cumsum(1), (1, 0))
         start = torch.from_numpy(trie.child_start).to(device)
         count = start[prefix + 1] - start[prefix]
-        slot = torch.arange(int(count.max()), device=device)
-        real = slot < count[:, None]
-        slot = (start[prefix][:, None] + slot).clamp(max=len(trie.child_node) - 1)
-        child = torch.from_numpy(trie.child_node).to(device)[slot]
-        ends = torch.from_numpy(trie.leaf_end).to(device)[child]
-        starts = torch.from_numpy(trie.leaf_start).to(device)[child]
+        edge = torch.arange(int(count.max()), device=device)
+        real = edge < count[:, None]
+        edge = (start[prefix][:, None] + edge).clamp(max=len(trie.child_token) - 1)
+        # The trie's integers are small; torch gathers by int64 alone.
+        ends = torch.from_numpy(trie.leaf_end).to(device)[edge + 1].long()
+        starts = torch.from_numpy(trie.leaf_start).to(device)[edge + 1].long()
         part = (mass[label[:, None], ends] - mass[label[:, None], starts]).clamp(min=0) * real
         part = part / part.sum(1, keepdim=True).clamp(min=1e-300)
-        tokens = torch.from_numpy(trie.child_token).to(device)[slot]
+        tokens = torch.from_numpy(trie.child_token).to(device)[edge].long()
         shares = torch.zeros(len(label), len(self.index.tokens), device=device)
         return shares.scatter_add_(1, tokens, part.float())

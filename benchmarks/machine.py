@@ -1,0 +1,75 @@
+"""What every result says of where it was measured: the commit, the machine and the memory."""
+
+import os
+import platform
+import resource
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import genrec
+import genrec.data_prep
+import genrec.indexing
+from genrec.core.errors import RunError, require
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULT_FOLDERS = ("benchmarks/results", "benchmarks/indexing/results")
+
+
+def git(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Returns what git says in the repository; raises RunError where git is not installed."""
+    try:
+        return subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True)
+    except FileNotFoundError as error:
+        raise RunError(
+            "A result names its commit, so benchmarks need git, which is not installed."
+        ) from error
+
+
+def working_tree() -> tuple[str, bool]:
+    """Returns the commit of the repository, and whether anything but results differs from it.
+
+    Raises:
+        RunError: If this is not a git repository, or another copy of genrec would be measured.
+    """
+    for module in (genrec, genrec.data_prep, genrec.indexing):
+        if ROOT not in Path(str(module.__file__)).resolve().parents:
+            raise RunError(
+                f"{module.__name__} is imported from {module.__file__}, not from {ROOT}, whose commit the result "
+                f"would name. Install it from here first: pip install -e '{ROOT}[train]'"
+            )
+    head = git("rev-parse", "HEAD")
+    status = git("status", "--porcelain", "--", ".", *(f":!{folder}" for folder in RESULT_FOLDERS))
+    if head.returncode or status.returncode:
+        raise RunError(f"{ROOT} is no git repository with a commit: {(head.stderr or status.stderr).strip()}")
+    return head.stdout.strip(), bool(status.stdout.strip())
+
+
+def hardware() -> dict[str, Any]:
+    """Returns what the machine is and how busy it is."""
+    torch = require("torch", "train")
+    cpu = platform.processor() or platform.machine()
+    if (info := Path("/proc/cpuinfo")).exists():
+        names = [line.partition(":")[2] for line in info.read_text().splitlines() if "model name" in line]
+        cpu = names[0].strip() if names else cpu
+    return {
+        "cpu": cpu,
+        "cores": len(os.sched_getaffinity(0)),
+        "threads": int(os.environ.get("OMP_NUM_THREADS") or torch.get_num_threads()),
+        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "load_average": round(os.getloadavg()[0], 2),
+    }
+
+
+def peak_memory() -> dict[str, float]:
+    """Returns the most memory in GB that the process, its largest child and the GPU's tensors took so far."""
+    torch = require("torch", "train")
+    kilobytes = {
+        "process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+        "largest_child": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss,
+    }
+    peaks = {name: round(value * 1024 / 1e9, 2) for name, value in kilobytes.items()}
+    if torch.cuda.is_available():
+        peaks["gpu"] = round(torch.cuda.max_memory_allocated() / 1e9, 2)
+    return peaks
