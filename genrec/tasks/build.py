@@ -34,7 +34,10 @@ class TaskSettings(BaseModel):
         "it a target. prompt: one row a position, the history in a prompt, the next item as completion.",
     )
     max_history: int = Field(
-        50, ge=1, description="Most items of a history in a row, and in a prompt when serving."
+        50,
+        ge=1,
+        description="Most items of a history in a row, and in a prompt when serving, where a model.backbone=new "
+        "reads no more than it had before a target in training.",
     )
     cuts: int = Field(
         2,

@@ -147,6 +147,12 @@ def finetune(
             f"The longest row has {int(rows.lengths.max()):,} tokens; {backbone} reads at most {longest:,}. "
             "Lower tasks.max_history."
         )
+    max_history = tasks.max_history
+    if backbone == NEW:
+        # Its position vectors are learned, and those after the longest row's last target never are: asked from
+        # there, it misses what it knows. So it reads as many items as it had before a target in training.
+        trained = max(len(row) for row, _ in rows.parts) - 1
+        max_history = min(max_history, max(1, trained))
     all_weights = sum(p.numel() for p in recommender.parameters())
     say(
         f"  {recommender.num_trainable:,} of {all_weights:,} weights are trained; {len(rows):,} rows, "
@@ -219,7 +225,7 @@ def finetune(
         columns = {"user_id": held_out.user_ids, "history": held_out.histories, "targets": held_out.targets}
         with atomic_path(run / HISTORIES) as part:
             pa_parquet.write_table(pa.table(columns), part)
-        write_json(run / SERVING_FILE, {"form": tasks.form, "max_history": tasks.max_history})
+        write_json(run / SERVING_FILE, {"form": tasks.form, "max_history": max_history})
         write_json(
             run / TRAINING_FILE,
             {

@@ -19,6 +19,7 @@ from genrec.indexing import IndexSettings, build_index
 from genrec.serving import Recommender
 from genrec.tasks import TaskSettings, build_dataset
 from genrec.training import ModelSettings, TrainSettings, finetune
+from genrec.training.finetune import load_trained
 from genrec.training.trainer import LengthGroupedSampler, last_checkpoint
 
 pytestmark = pytest.mark.model
@@ -41,11 +42,19 @@ def test_the_sampler_gives_every_row_and_full_steps_of_near_lengths(lengths, bat
 
 
 def tuned(
-    backbone, log, items, run_dir, method="independent", form="packed", names=("next_item",), **changes
+    backbone,
+    log,
+    items,
+    run_dir,
+    method="independent",
+    form="packed",
+    names=("next_item",),
+    max_history=50,
+    **changes,
 ):
     split = leave_one_out(log)
     index = build_index(method, items, split.train, IndexSettings(levels=2, codebook_size=6))
-    tasks = TaskSettings(form=form, names=names)
+    tasks = TaskSettings(form=form, names=names, max_history=max_history)
     data = build_dataset(split, items, index, tasks)
     settings = TrainSettings(**{**FAST, **changes})
     model = ModelSettings(dtype="float32")  # the same arithmetic on every machine
@@ -91,10 +100,28 @@ def test_full_tuning_learns_it_too(tiny_backbone, log, items, tmp_path):
     assert hit_rate(run, log) > 0.9
 
 
-def test_a_model_made_from_nothing_learns_it_and_comes_back_the_same(log, items, tmp_path):
-    run = tuned("new", log, items, tmp_path / "run", adapter="full", epochs=12)
+@pytest.mark.parametrize(("method", "epochs"), [("independent", 12), ("rq_kmeans", 16)])
+def test_a_model_made_from_nothing_learns_it_and_comes_back_the_same(method, epochs, log, items, tmp_path):
+    run = tuned("new", log, items, tmp_path / "run", method, adapter="full", epochs=epochs)
     assert hit_rate(run, log) > 0.9
     assert not (run / "model" / "adapter_model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("form", "max_history", "reads"),
+    [("packed", 50, 13), ("prompt", 50, 13), ("packed", 5, 4), ("prompt", 5, 5), ("packed", 1, 1)],
+)
+def test_a_new_model_reads_no_farther_than_it_was_trained(form, max_history, reads, log, items, tmp_path):
+    """Training histories have 14 items, the last a target; a packed row's last is a target too."""
+    run = tuned(
+        "new", log, items, tmp_path / "run", form=form, max_history=max_history, adapter="full", epochs=0.01
+    )
+    assert load_trained(run)[1].max_history == reads
+
+
+def test_a_pretrained_model_reads_as_much_as_it_is_asked_to(tiny_backbone, log, items, tmp_path):
+    run = tuned(tiny_backbone, log, items, tmp_path / "run", epochs=0.01)
+    assert load_trained(run)[1].max_history == 50
 
 
 def test_a_new_model_that_would_stay_random_is_refused(log, items, tmp_path):
