@@ -143,6 +143,30 @@ class ItemCatalog:
                     parts[row] += [str(word) for word in words if word]
         return [" ".join(part) for part in parts]
 
+    def append(self, items: ItemCatalog) -> ItemCatalog:
+        """Returns the catalogue of these items and then those; a column that one of the two lacks is empty there.
+
+        Raises:
+            DataError: If an item is in both, or a column has different types.
+        """
+        if twice := [item for item in items.item_ids if item in self]:
+            raise DataError(f"{len(twice):,} items are in both catalogues, first {twice[0]!r}.")
+        try:
+            return ItemCatalog(pa.concat_tables([self.table, items.table], promote_options="default"))
+        except pa.ArrowInvalid as error:
+            raise DataError(f"The two catalogues do not fit together: {error}") from error
+
+    def select(self, item_ids: Sequence[ItemId]) -> ItemCatalog:
+        """Returns the catalogue of these items, in this order.
+
+        Raises:
+            UnknownItemError: If one is not in the catalogue.
+        """
+        row = {item: number for number, item in enumerate(self.item_ids)}
+        for item in item_ids:
+            self.title(item)
+        return ItemCatalog(self.table.take([row[item] for item in item_ids]))
+
     def restrict_to_log(self, log: InteractionLog) -> ItemCatalog:
         """Returns the catalogue of exactly the items of the log, in catalogue order.
 
@@ -156,5 +180,4 @@ class ItemCatalog:
                 f"The log names {len(unknown):,} items that the catalogue lacks, first: "
                 f"{', '.join(unknown[:5])}. Add them to the catalogue (a title may be empty)."
             )
-        keep = [row for row, item in enumerate(self.item_ids) if item in used]
-        return ItemCatalog(self.table.take(keep))
+        return self.select([item for item in self.item_ids if item in used])

@@ -11,11 +11,14 @@ from genrec.models.vocabulary import add_identifier_tokens
 from genrec.recipe import dump_recipe, load_recipe
 from genrec.tasks import Renderer, build_dataset
 
+TRAINED = ("rq_vae",)
+
 
 def check(source: str, overrides: Sequence[str]) -> None:
     """Prints the resolved recipe and three rendered rows, learned tokens marked.
 
-    Everything is done in memory; no weight is read and no run directory written.
+    Everything is done in memory; no weight is read and no run directory written. A method whose
+    codes would have to be trained first shows random ones of their form.
     """
     from genrec.models.backbone import load_tokenizer
 
@@ -25,7 +28,11 @@ def check(source: str, overrides: Sequence[str]) -> None:
     log, items = load_dataset(data.source, data.items, data.columns, data.on_bad_rows)
     log = log.k_core(data.user_core, data.item_core)
     items, split = items.restrict_to_log(log), split_log(log, data.split)
-    index = build_index(recipe.index.method, items, split.train, recipe.index)
+    method = recipe.index.method
+    if method in TRAINED or recipe.index.teacher:
+        print(f"# The codes below are random ones: those of {method} take training.\n")
+        method = "random"
+    index = build_index(method, items, split.train, recipe.index.plain)
     tokenizer = load_tokenizer(recipe.model.backbone)
     add_identifier_tokens(tokenizer, index.tokens)
     renderer = Renderer(tokenizer, index, recipe.tasks.form, recipe.tasks.max_history)

@@ -52,7 +52,7 @@ CATALOG, PREPARED_INDEX, SEARCH = "data/items.parquet", "prepared_index", "searc
 RANKINGS, METRICS, CARD = "rankings.parquet", "metrics.json", "README.md"
 VALUES, PAGE, JUDGED = "values.parquet", "report.html", "judged"
 
-STAGES = ("prepare", "index", *SEQUENCE_MODELS, "train", "baselines", "evaluate")
+STAGES = ("prepare", *SEQUENCE_MODELS, "index", "train", "baselines", "evaluate")
 
 
 class Pipeline:
@@ -73,8 +73,8 @@ class Pipeline:
                 part.write_text(dump_recipe(self.recipe), encoding="utf-8")
         steps: dict[str, tuple[Callable[[], None], list[str]]] = {
             "prepare": (self._prepare, [LOG, CATALOG, REPORT]),
-            "index": (self._index, [PREPARED_INDEX]),
             **{kind: (partial(self._sequence, kind), [kind]) for kind in SEQUENCE_MODELS},
+            "index": (self._index, [PREPARED_INDEX]),
             "train": (
                 self._train,
                 [MODEL, INDEX, ITEMS, HISTORIES, SERVING_FILE, TRAINING_FILE],
@@ -83,6 +83,8 @@ class Pipeline:
             "evaluate": (self._evaluate, [RANKINGS, VALUES, METRICS, PAGE, CARD]),
         }
         skipped = {kind for kind in SEQUENCE_MODELS if not self._needs(kind)}
+        if last == "index":
+            skipped = set(SEQUENCE_MODELS) - {self.recipe.index.teacher}
         if last == "baselines":  # for judging rankings of others, which need no language model
             skipped |= {"index", "train"}
         wanted = [name for name in STAGES if name not in skipped]
@@ -111,7 +113,9 @@ class Pipeline:
             files += [Path(r["data"]["items"])] if r["data"]["items"] else []
             return {"data": r["data"], "files": {f.name: hash_file(f) for f in files if f.is_file()}}
         if stage == "index":
-            return {"index": r["index"], "before": self.inputs("prepare")}
+            teacher = self.recipe.index.teacher
+            before = [self.inputs("prepare"), *([self.inputs(teacher)] if teacher else [])]
+            return {"index": r["index"], "before": before}
         if stage == "train":
             # Where checkpoints lie, how often and what is logged do not change what is trained.
             train = {k: v for k, v in r["train"].items() if k not in ("checkpoint_steps", "report_to")}
@@ -167,7 +171,8 @@ class Pipeline:
         return self.judge.held_out
 
     def _needs(self, kind: str) -> bool:
-        return kind in self.recipe.train.teachers or kind in self.recipe.evaluate.baselines
+        r = self.recipe
+        return kind in (*r.train.teachers, *r.evaluate.baselines, r.index.teacher)
 
     def _trained(self, kind: str) -> Any:
         from genrec.models.sequence import load_sequence_model
@@ -259,8 +264,16 @@ class Pipeline:
     def _index(self) -> None:
         if not is_main_process():
             return
-        index = build_index(self.recipe.index.method, self.items, self.split.train, self.recipe.index)
+        settings = self.recipe.index
+        vectors = None
+        if settings.teacher:
+            vectors = self._trained(settings.teacher).item_vectors()
+        state = self.run.path / "index.state"
+        index = build_index(
+            settings.method, self.items, self.split.train, settings.plain, collaborative=vectors, state=state
+        )
         index.save(self.run.path / PREPARED_INDEX)
+        state.unlink(missing_ok=True)
         touched = index.report.get("num_items_touched", 0)
         say(
             f"  {self.recipe.index.method}: {len(index.codes):,} items, {len(index.tokens):,} tokens, codes of "

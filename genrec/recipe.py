@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from genrec.core.errors import RecipeError, nearest
 from genrec.data_prep import SplitSettings
 from genrec.evaluation.protocol import EvaluateSettings
-from genrec.indexing.settings import IndexSettings
+from genrec.indexing import INDEXERS, IndexSettings
 from genrec.models.settings import GRU4RecSettings, SASRecSettings
 from genrec.tasks.build import TaskSettings
 from genrec.training.settings import ModelSettings, TrainSettings
@@ -48,9 +48,21 @@ class DataSettings(BaseModel):
 class IndexRecipe(IndexSettings):
     """How items are named."""
 
-    method: str = Field(
-        "rq_kmeans", description="Indexing method: independent, random, rq_kmeans, sequential."
-    )
+    method: str = Field("rq_kmeans", description=f"Indexing method: {', '.join(INDEXERS)}.")
+
+    @property
+    def plain(self) -> IndexSettings:
+        """The settings without the method's name, as an index keeps them."""
+        return IndexSettings.model_validate(self.model_dump(exclude={"method"}))
+
+    @property
+    def teacher(self) -> str | None:
+        """The sequence recommender whose item vectors the method takes; None where it takes none."""
+        indexer = INDEXERS.get(self.method)
+        trained = self.collaborative_vectors in ("sasrec", "gru4rec")
+        return (
+            self.collaborative_vectors if trained and indexer and indexer.takes_collaborative(self) else None
+        )
 
 
 class Recipe(BaseModel):
@@ -198,9 +210,11 @@ def _validate(tree: dict[str, Any], source: str) -> Recipe:
             if problem["type"] == "extra_forbidden":
                 parent = where.rpartition(".")[0]
                 siblings = [key for key in keys if key.rpartition(".")[0] == parent]
-                # A key in the wrong group is found by its last part.
+                # A key in the wrong group is found by its last part, in the groups themselves first.
                 last = where.rpartition(".")[2]
-                elsewhere = [key for key in keys if key.rpartition(".")[2] == last]
+                elsewhere = sorted(
+                    (key for key in keys if key.rpartition(".")[2] == last), key=lambda key: key.count(".")
+                )
                 hint = f" Did you mean {elsewhere[0]!r}?" if elsewhere else nearest(where, siblings + groups)
                 lines.append(f"Unknown key {where!r}.{hint or nearest(where, keys)}")
             elif not where:

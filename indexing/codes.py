@@ -28,13 +28,9 @@ def spell_symbols(rows: Iterable[Sequence[object]], first_level: int = 0) -> lis
         rows: Symbols of each item.
         first_level: The level, from 0, of the first symbol.
     """
-    names: list[str] = []
-    codes = []
-    for row in rows:
-        while len(names) < len(row):
-            names.append(_level_name(first_level + len(names)))
-        codes.append(tuple(f"<{name}_{symbol}>" for name, symbol in zip(names, row, strict=False)))
-    return codes
+    rows = list(rows)
+    names = [_level_name(first_level + level) for level in range(max(map(len, rows), default=0))]
+    return [tuple([f"<{name}_{symbol}>" for name, symbol in zip(names, row, strict=False)]) for row in rows]
 
 
 def symbols(code: Code) -> tuple[str, ...]:

@@ -47,6 +47,10 @@ class Hybrid(Indexer):
         }
         return ItemIndex("hybrid", codes, report, inputs.settings, state, two.shared)
 
+    def takes_collaborative(self, settings: IndexSettings) -> bool:
+        """Returns whether one of the two schemes does."""
+        return any(indexer.takes_collaborative(settings) for indexer in _joined(settings))
+
     def extend(self, index: ItemIndex, items: ItemCatalog) -> dict[ItemId, Code]:
         """Returns both schemes' codes for new items, joined."""
         assert index.settings is not None

@@ -45,6 +45,10 @@ class Indexer(ABC):
     def build(self, inputs: IndexInputs) -> ItemIndex:
         """Returns the index of every item of the catalogue."""
 
+    def takes_collaborative(self, settings: IndexSettings) -> bool:  # noqa: ARG002
+        """Returns whether the method reads collaborative vectors under these settings."""
+        return False
+
     @abstractmethod
     def extend(self, index: ItemIndex, items: ItemCatalog) -> dict[ItemId, Code]:
         """Returns the codes of items that came later, in their order; no old code changes.

@@ -14,6 +14,7 @@ from genrec.indexing.collisions import Distances, settle
 from genrec.indexing.index import ItemIndex
 from genrec.indexing.indexer import Indexer, IndexInputs
 from genrec.indexing.quality import group_sums
+from genrec.indexing.settings import IndexSettings
 from genrec.indexing.sinkhorn import balanced
 from genrec.indexing.vectors import item_vectors, new_item_vectors
 
@@ -56,6 +57,10 @@ class RQKMeans(Indexer):
             state,
             shared=settings.collisions == "allow",
         )
+
+    def takes_collaborative(self, settings: IndexSettings) -> bool:
+        """Returns whether collaborative vectors are quantised."""
+        return settings.vectors != "text"
 
     def extend(self, index: ItemIndex, items: ItemCatalog) -> dict[ItemId, Code]:
         """Returns the codes of the nearest centroids, settled among the codes that are there."""

@@ -18,6 +18,7 @@ from genrec.indexing.index import ItemIndex
 from genrec.indexing.indexer import Indexer, IndexInputs
 from genrec.indexing.quality import code_quality, collaborative_purity, groups_by_prefix, semantic_purity
 from genrec.indexing.rq_kmeans import assign, balanced_kmeans, level_distances, quantize, squared_distances
+from genrec.indexing.settings import IndexSettings
 from genrec.indexing.sinkhorn import sinkhorn
 from genrec.indexing.vectors import cooccurrence, cooccurrence_vectors, item_vectors, new_item_vectors
 
@@ -79,6 +80,10 @@ class RQVAE(Indexer):
             state,
             shared=settings.collisions == "allow",
         )
+
+    def takes_collaborative(self, settings: IndexSettings) -> bool:
+        """Returns whether collaborative vectors are quantised, or codes are pulled to them."""
+        return settings.vectors != "text" or settings.rq_vae.collaborative_weight > 0
 
     def extend(self, index: ItemIndex, items: ItemCatalog) -> dict[ItemId, Code]:
         """Returns the codes of the nearest vectors, settled among the codes that are there."""

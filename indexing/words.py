@@ -32,19 +32,19 @@ def counted(rows: Sequence[Sequence[str]], base: int, taken: Iterable[Code] = ()
         base: Different symbols of a count at a level.
         taken: Codes of items that are there already; theirs are the first counts.
     """
+    used = {symbols(code) for code in taken}
     seen: dict[tuple[str, ...], int] = {}
-    for code in taken:
-        named = tuple(symbol for symbol in symbols(code) if not symbol.startswith("#"))
+    for old in used:
+        named = tuple(symbol for symbol in old if not symbol.startswith("#"))
         seen[named] = seen.get(named, 0) + 1
-    used = set(taken)
-    codes, touched = [], 0
+    whole, touched = [], 0
     for row in map(tuple, rows):
         while True:
             count = seen.get(row, 0)
             seen[row] = count + 1
-            (code,) = spell_symbols([(*row, *count_symbols(count, base))])
-            if code not in used:  # an item of this name may have left
+            found = (*row, *count_symbols(count, base))
+            if found not in used:  # an item of this name may have left
                 break
-        codes.append(code)
+        whole.append(found)
         touched += count > 0
-    return codes, touched
+    return spell_symbols(whole), touched

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import numpy as np
 
 from genrec.data_prep import InteractionLog, ItemCatalog
 
 NUM_PLANTED = 24
+DATA = Path(os.environ.get("GENREC_TEST_DATA") or Path(__file__).parents[2] / "shared" / "data")
 
 
 def planted_next(item: int) -> int:

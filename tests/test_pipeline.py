@@ -69,6 +69,15 @@ def test_single_commands_do_what_comes_before_them(recipe, tmp_path):
     assert set(RunDir(tmp_path / "run").stages) == {"prepare", "index"}
 
 
+def test_an_index_of_a_sequence_recommenders_vectors_trains_it_first(recipe, tmp_path):
+    changes = ["index.method=rq_kmeans", "index.collaborative_vectors=sasrec", "index.text_encoder=words"]
+    changes += ["index.levels=2", "index.codebook_size=6", "sasrec.epochs=1", "sasrec.width=8"]
+    assert main(["index", str(recipe), *changes]) == 0
+    assert set(RunDir(tmp_path / "run").stages) == {"prepare", "sasrec", "index"}
+    assert main(["index", str(recipe), *changes, "index.vectors=text", f"run_dir={tmp_path / 'other'}"]) == 0
+    assert set(RunDir(tmp_path / "other").stages) == {"prepare", "index"}
+
+
 def test_a_cut_stage_leaves_nothing_that_is_used(tmp_path):
     run = RunDir(tmp_path)
     with pytest.raises(KeyboardInterrupt), run.stage("one", {"a": 1}, ["out.txt"]):

@@ -23,7 +23,8 @@ class ConstrainedDecoder:
     of that level, without those below which every item is excluded, and only children of the trie are
     kept. So the score of an item is the sum of ``log p(token | prompt, tokens before, level, not
     excluded)``, which is what training maximises; it is not renormalised over the trie. Equal scores
-    are ordered by the rank of the prefix, then by token.
+    are ordered by the rank of the prefix, then by token. Items that share a code have its score, and come in
+    catalogue order.
     """
 
     def __init__(self, model: RecommenderModel, renderer: Renderer) -> None:
@@ -133,10 +134,22 @@ class ConstrainedDecoder:
                 )
                 cache = output.past_key_values
                 hidden = output.last_hidden_state.view(batch, parents.shape[1], -1)
-        items = self._node_item[nodes].tolist()
+        ended = [
+            [(node, score) for node, score in zip(found, values, strict=True) if score > float("-inf")]
+            for found, values in zip(nodes.tolist(), scores.tolist(), strict=True)
+        ]
+        if not self.index.shared:
+            node_item = self.index.trie_of_tokens.node_item
+            return [[(self.item_ids[node_item[node]], score) for node, score in found][:k] for found in ended]
+        free = allowed.bool()[:, self._leaf_of_item].cpu().numpy()  # by item
         return [
-            [(self.item_ids[i], s) for i, s in zip(found, values, strict=True) if s > float("-inf")][:k]
-            for found, values in zip(items, scores.tolist(), strict=True)
+            [
+                (self.item_ids[item], score)
+                for node, score in found
+                for item in self.index.trie_of_tokens.items_at(node)
+                if free[row, item]
+            ][:k]
+            for row, found in enumerate(ended)
         ]
 
     def rank_all(

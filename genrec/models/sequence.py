@@ -51,6 +51,10 @@ class SequenceModel(nn.Module):
         """Returns the scores ``(..., items)`` of all items for states ``(..., width)``."""
         return states @ self.items.weight[: self.num_items].T
 
+    def item_vectors(self) -> np.ndarray:
+        """Returns the item vectors ``(items, width)`` without that of padding."""
+        return self.items.weight[: self.num_items].detach().cpu().numpy()
+
 
 class _Block(nn.Module):
     """Causal self-attention and a feed-forward layer, each normalised before and dropped out after."""

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Literal
 
 import pyarrow.parquet as pa_parquet
 
-from genrec.core.errors import DataError, RunError, nearest, require
+from genrec.core.errors import DataError, IndexingError, RunError, nearest, require
 from genrec.core.files import megabytes
 from genrec.core.progress import say
 from genrec.data_prep import ItemCatalog, ItemId, UserId
-from genrec.indexing import Code
+from genrec.indexing import Code, ItemIndex
+from genrec.tasks import Renderer
 from genrec.training.finetune import HISTORIES, INDEX, ITEMS, MODEL, SERVING_FILE, load_trained
 
 if TYPE_CHECKING:
@@ -116,6 +117,43 @@ class Recommender:
             [Recommendation(item, self.items.title(item), score, index.code(item)) for item, score in ranking]
             for ranking in rankings
         ]
+
+    def extend(self, items: ItemCatalog) -> Recommender:
+        """Returns a recommender that knows these items too, by the codes that ``ItemIndex.extend`` gives them.
+
+        Nothing is trained: an item can be recommended where the model knows all tokens of its code, as those of
+        rq_kmeans and rq_vae made from text. The run's files stay as they are.
+
+        Raises:
+            IndexingError: If an item is known already, cannot be named, or has a token that the model never learned.
+        """
+        index = self._decoder.index
+        longer = index.extend(items)
+        unknown = set(longer.tokens[len(index.tokens) :])
+        if unknown:
+            new = [item for item in items.item_ids if unknown & set(longer.code(item))]
+            raise IndexingError(
+                f"{len(new):,} of the {len(items):,} new items, first {new[0]!r}, have tokens that the model never "
+                f"learned (method {index.method}). Train with an index of the whole catalogue, or name items by a "
+                "method whose tokens stay, such as rq_kmeans or rq_vae from text."
+            )
+        return self._changed(longer, self.items.append(items))
+
+    def remove(self, items: Collection[ItemId]) -> Recommender:
+        """Returns a recommender without these items: it neither recommends them nor reads them in histories.
+
+        Raises:
+            UnknownItemError: If an item is not in the index.
+        """
+        index = self._decoder.index.remove(items)
+        return self._changed(index, self.items.select(index.item_ids))
+
+    def _changed(self, index: ItemIndex, items: ItemCatalog) -> Recommender:
+        from genrec.decoding.beam import ConstrainedDecoder
+
+        old = self._decoder.renderer
+        renderer = Renderer(old.tokenizer, index, old.form, old.max_history)
+        return Recommender(ConstrainedDecoder(self._decoder.model, renderer), items, self.run_dir)
 
     def history(self, user_id: UserId, include_held_out: bool = False) -> list[ItemId]:
         """Returns a user's items, oldest first, as evaluation saw them, the longest where it saw several.

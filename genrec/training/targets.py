@@ -105,10 +105,11 @@ class ItemTargets:
         target = items[rows, slot]
         level = (self._token[target] == token[:, None]).long().argmax(1)
         num_items, num_tokens = len(self.index.codes), len(self.index.tokens)
+        tokens_are_items = self.index.trie_of_tokens.depth == 1 and not self.index.shared
 
         taken = taken_before(items, rows, slot, num_items)
         found = {}
-        if self.exclude_history and self.index.trie_of_tokens.depth == 1:  # every token is an item
+        if self.exclude_history and tokens_are_items:
             out = torch.zeros(len(rows), num_tokens + 1, dtype=torch.bool, device=device)
             column = self._token[taken, 0]
             found["excluded"] = out.scatter_(1, column.masked_fill(column < 0, num_tokens), True)[:, :-1]
@@ -132,7 +133,7 @@ class ItemTargets:
                 place, label = torch.unique(rows[known] * items.shape[1] + slot[known], return_inverse=True)
                 first = torch.zeros_like(place).scatter_(0, label, torch.nonzero(known).flatten())
                 left_out = taken[first] if self.exclude_history else None
-                if self.index.trie_of_tokens.depth == 1:  # leaves are tokens, in the same order
+                if tokens_are_items and len(self.index.tokens) == num_items:  # and leaves are, in their order
                     self._add_probabilities(soft, first, items, rows[first], slot[first], left_out)
                 else:
                     of_leaf = torch.zeros(len(first), num_items, device=device)

@@ -1,12 +1,9 @@
-import os
-from pathlib import Path
-
 import pytest
 
 from genrec.core.errors import DataError
 from genrec.data_prep import load_dataset
 
-DATA = Path(os.environ.get("GENREC_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
+from planted import DATA
 
 
 def test_a_folder_with_log_and_catalogue(tmp_path, log, items):

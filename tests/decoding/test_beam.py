@@ -23,8 +23,8 @@ EQUAL = {f"i{n}": (f"<a_{n % 5}>", f"<b_{n // 5}>") for n in range(13)}
 FLAT = {f"i{n}": (f"<a_{n}>",) for n in range(9)}
 
 
-def decoder_for(backbone, codes, form="packed"):
-    index = ItemIndex("mine", codes)
+def decoder_for(backbone, codes, form="packed", shared=False):
+    index = ItemIndex("mine", codes, shared=shared)
     lm, tokenizer = load_backbone(backbone, dtype="float32")
     rows = torch.randn(len(index.tokens), 64, generator=torch.Generator().manual_seed(2)) * 0.5
     model = RecommenderModel.create(lm, tokenizer, index, rows, name=backbone, layers=None)
@@ -107,6 +107,24 @@ def test_equal_scores_go_by_token(tiny_backbone):
             row.zero_()
     (ranking,) = decoder.rank([["i3"]], 9)
     assert [item for item, _ in ranking] == decoder.item_ids
+
+
+def test_items_that_share_a_code_all_come_with_its_score(tiny_backbone):
+    codes = {
+        "a": ("<a_0>", "<b_0>"),
+        "b": ("<a_1>", "<b_0>"),
+        "c": ("<a_0>", "<b_0>"),
+        "d": ("<a_1>", "<b_1>"),
+    }
+    decoder = decoder_for(tiny_backbone, codes | {"e": ("<a_0>", "<b_0>")}, shared=True)
+    (ranking,) = decoder.rank([["b"]], 5)
+    scores = dict(ranking)
+    assert scores["a"] == scores["c"] == scores["e"]
+    assert [item for item, _ in ranking if item in "ace"] == ["a", "c", "e"]
+    (ranking,) = decoder.rank([["b"]], 5, [{"c", "d"}])
+    assert {item for item, _ in ranking} == {"a", "b", "e"}
+    (ranking,) = decoder.rank([["b"]], 5, [{"a", "c", "e"}])
+    assert {item for item, _ in ranking} == {"b", "d"}
 
 
 def test_unknown_items_and_no_histories(decoder):

@@ -117,12 +117,15 @@ def test_text_ids_that_meet_take_their_next_words_and_then_a_count():
     assert touched["suffix"] >= 1
 
 
+@pytest.fixture(scope="module")
+def gift_cards():
+    titles = pa.table({"item_id": [str(n) for n in range(100_000)], "title": ["Gift card"] * 100_000})
+    return ItemCatalog(titles.append_column("categories", pa.array([["Gifts"]] * 100_000)))
+
+
 @pytest.mark.parametrize("method", ["title", "text_id", "semantic"])
-def test_a_hundred_thousand_items_of_one_name_are_counted(method):
-    items = ItemCatalog.from_titles({str(n): "Gift card" for n in range(100_000)})
-    column = pa.array([["Gifts"]] * len(items))
-    items = ItemCatalog(items.table.append_column("categories", column))
-    index = build_index(method, items, {})
+def test_a_hundred_thousand_items_of_one_name_are_counted(method, gift_cards):
+    index = build_index(method, gift_cards, {})
     assert index.num_levels <= 9
     assert len(index.tokens) < 256 * 9
 

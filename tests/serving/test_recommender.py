@@ -8,7 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from genrec.cli import main
-from genrec.core.errors import DataError, RunError, UnknownItemError
+from genrec.core.errors import DataError, IndexingError, RunError, UnknownItemError
+from genrec.data_prep import ItemCatalog
+from genrec.indexing import ItemIndex
 from genrec.pipeline import Pipeline
 from genrec.recipe import parse_recipe
 from genrec.serving import Recommender
@@ -28,7 +30,7 @@ def run(tiny_backbone, log, items, tmp_path_factory):
             "name": "planted",
             "run_dir": str(folder / "run"),
             "data": {"source": str(folder / "data"), "item_core": 1},
-            "index": {"method": "rq_kmeans", "levels": 2, "codebook_size": 6},
+            "index": {"method": "rq_kmeans", "levels": 2, "codebook_size": 6, "text_encoder": "words"},
             "model": {"backbone": tiny_backbone, "dtype": "float32"},
             "train": {
                 "epochs": 30,
@@ -124,6 +126,35 @@ def test_save_pretrained_writes_what_is_needed_and_no_user(run, recommender, tmp
     assert not names & {"histories.parquet", "rankings.parquet", "interactions.parquet", "checkpoints"}
     with pytest.raises(RunError, match="no user histories"):
         again.history("u1")
+
+
+def test_new_items_are_recommended_without_training_and_others_leave(recommender):
+    new = ItemCatalog.from_titles({"n1": "red lamp", "n2": "quiet radio"})
+    longer = recommender.extend(new)
+    (found,) = longer.recommend([["i0", "n1"]], k=26, exclude_history=False)
+    assert {item.item_id for item in found} == {*recommender.items.item_ids, "n1", "n2"}
+    assert next(item.title for item in found if item.item_id == "n2") == "quiet radio"
+    (old,) = recommender.recommend([["i0"]], k=24)
+    scores = {item.item_id: item.score for item in longer.recommend([["i0"]], k=26)[0]}
+    assert all(scores[item.item_id] == pytest.approx(item.score, abs=1e-5) for item in old)
+    less = longer.remove(["i3", "n1"])
+    (found,) = less.recommend([["i0"]], k=30, exclude_history=False)
+    assert {item.item_id for item in found} == {*recommender.items.item_ids, "n2"} - {"i3"}
+    with pytest.raises(UnknownItemError, match="'i3'"):
+        less.recommend([["i3"]])
+
+
+def test_a_new_item_with_tokens_never_learned_is_refused(run):
+    recommender = Recommender.from_pretrained(run)
+    index = recommender._decoder.index
+    recommender._decoder.index = ItemIndex(
+        "independent", {i: (f"<a_{n}>",) for n, i in enumerate(index.codes)}
+    )
+    recommender._decoder.index.settings = index.settings
+    with pytest.raises(
+        IndexingError, match="1 of the 1 new items, first 'n1', have tokens that the model never"
+    ):
+        recommender.extend(ItemCatalog.from_titles({"n1": "red lamp"}))
 
 
 def test_push_to_hub_uploads_those_files(recommender, monkeypatch):
