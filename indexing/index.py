@@ -203,7 +203,7 @@ class ItemIndex:
         )
         if self.state:
             buffer = io.BytesIO()
-            np.savez_compressed(buffer, allow_pickle=False, **self.state)  # type: ignore[arg-type]
+            np.savez_compressed(buffer, allow_pickle=False, **self.state)
             # In letters: readers other than pyarrow take metadata for text.
             table = table.replace_schema_metadata({_STATE: base64.b85encode(buffer.getvalue())})
         with atomic_path(folder / "index.parquet") as part:

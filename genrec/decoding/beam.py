@@ -134,13 +134,15 @@ class ConstrainedDecoder:
                 )
                 cache = output.past_key_values
                 hidden = output.last_hidden_state.view(batch, parents.shape[1], -1)
-        ended = [
+        finished = [
             [(node, score) for node, score in zip(found, values, strict=True) if score > float("-inf")]
             for found, values in zip(nodes.tolist(), scores.tolist(), strict=True)
         ]
         if not self.index.shared:
             node_item = self.index.trie_of_tokens.node_item
-            return [[(self.item_ids[node_item[node]], score) for node, score in found][:k] for found in ended]
+            return [
+                [(self.item_ids[node_item[node]], score) for node, score in found][:k] for found in finished
+            ]
         free = allowed.bool()[:, self._leaf_of_item].cpu().numpy()  # by item
         return [
             [
@@ -149,7 +151,7 @@ class ConstrainedDecoder:
                 for item in self.index.trie_of_tokens.items_at(node)
                 if free[row, item]
             ][:k]
-            for row, found in enumerate(ended)
+            for row, found in enumerate(finished)
         ]
 
     def rank_all(
