@@ -78,6 +78,16 @@ def test_an_index_of_a_sequence_recommenders_vectors_trains_it_first(recipe, tmp
     assert set(RunDir(tmp_path / "other").stages) == {"prepare", "index"}
 
 
+def test_items_may_share_codes_from_end_to_end(recipe, tmp_path):
+    changes = ["index.method=rq_kmeans", "index.collisions=allow", "index.text_encoder=words"]
+    changes += ["index.levels=1", "index.codebook_size=6", "train.teacher=sasrec", "sasrec.epochs=1"]
+    assert main(["run", str(recipe), *changes]) == 0
+    report = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert report["index"]["collision_rate"] == 1 - 6 / 24
+    lists = read_rankings(tmp_path / "run" / "rankings.parquet")
+    assert all(len(set(items)) == len(items) == 5 for items in lists.item_ids)
+
+
 def test_a_cut_stage_leaves_nothing_that_is_used(tmp_path):
     run = RunDir(tmp_path)
     with pytest.raises(KeyboardInterrupt), run.stage("one", {"a": 1}, ["out.txt"]):
