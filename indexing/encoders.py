@@ -61,6 +61,17 @@ def text_vectors(items: ItemCatalog, settings: IndexSettings) -> tuple[np.ndarra
     return encode(texts, settings.text_encoder), {}
 
 
+def vectors_at_hand(items: ItemCatalog, settings: IndexSettings) -> tuple[np.ndarray, str]:
+    """Returns ``(items, width)`` text vectors that cost no encoding, and the encoder that they are of.
+
+    Those of ``settings.text_encoder`` where the cache has them, else those of ``words``.
+    """
+    texts = items.texts(FIELDS)
+    if settings.text_encoder != WORDS and _cached(list(dict.fromkeys(texts)), settings.text_encoder).exists():
+        return encode(texts, settings.text_encoder), settings.text_encoder
+    return word_vectors(texts, settings.vector_size, settings.seed)[0], WORDS
+
+
 def new_text_vectors(items: ItemCatalog, settings: IndexSettings, state: State) -> np.ndarray:
     """Returns ``(items, width)`` vectors of items that came later, in the space of ``text_vectors``."""
     texts = items.texts(FIELDS)
@@ -84,10 +95,7 @@ def encode(texts: Sequence[str], encoder: str) -> np.ndarray:
         IndexingError: If the encoder cannot be loaded.
     """
     distinct = list(dict.fromkeys(texts))
-    digest = hashlib.sha256(_identity(encoder).encode())
-    for text in distinct:
-        digest.update(b"\0" + text.encode())
-    path = cache_dir() / "vectors" / f"{digest.hexdigest()}.npy"
+    path = _cached(distinct, encoder)
     if path.exists():
         vectors = np.load(path)
     else:
@@ -100,6 +108,13 @@ def encode(texts: Sequence[str], encoder: str) -> np.ndarray:
             np.save(file, vectors)
     row = {text: number for number, text in enumerate(distinct)}
     return vectors[[row[text] for text in texts]]
+
+
+def _cached(distinct: Sequence[str], encoder: str) -> Path:
+    digest = hashlib.sha256(_identity(encoder).encode())
+    for text in distinct:
+        digest.update(b"\0" + text.encode())
+    return cache_dir() / "vectors" / f"{digest.hexdigest()}.npy"
 
 
 def _identity(encoder: str) -> str:

@@ -10,6 +10,7 @@ import html
 import io
 import math
 import re
+import unicodedata
 import xml.etree.ElementTree as ET
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -48,6 +49,35 @@ def escaped(value: object) -> str:
 def short(text: str, most: int = 120) -> str:
     """Returns the text, cut to ``most`` characters where it is longer, the last of them an ellipsis."""
     return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def text_width(text: str, size: float) -> float:
+    """Returns about how wide a text is in a page's font, a little more rather than less, in the unit of ``size``."""
+    wide = {"W": 1.0, "F": 1.0}
+    ems = (
+        wide.get(unicodedata.east_asian_width(letter))
+        or (
+            0.34
+            if letter in "iljtfrI.,:;'|!()[] "
+            else 0.92
+            if letter in "mwMW@%"
+            else 0.7
+            if letter.isupper()
+            else 0.58
+        )
+        for letter in text
+    )
+    return size * sum(ems)
+
+
+def fitted(text: str, size: float, width: float) -> str:
+    """Returns the text, cut with an ellipsis where it would be wider than ``width``."""
+    text = " ".join(clean(text).split())
+    if text_width(text, size) <= width:
+        return text
+    while text and text_width(f"{text}…", size) > width:
+        text = text[:-1]
+    return f"{text.rstrip()}…"
 
 
 def title_span(text: str, most: int = 120) -> str:
