@@ -31,7 +31,7 @@ from genrec.evaluation.protocol import SEARCH_METRIC, Judge
 from genrec.evaluation.rankings import Rankings, align, read_rankings
 from genrec.evaluation.report import comparison_table, example_text, examples, model_label, write_values
 from genrec.evaluation.significance import compare_models
-from genrec.indexing import ItemIndex, build_index
+from genrec.indexing import IndexSettings, ItemIndex, build_index
 from genrec.recipe import Recipe, dump_recipe
 from genrec.runs import RunDir, versions
 from genrec.serving.card import write_card
@@ -259,13 +259,40 @@ class Pipeline:
     def _index(self) -> None:
         if not is_main_process():
             return
-        index = build_index(self.recipe.index.method, self.items, self.split.train, self.recipe.index)
+        # Without the name of the method, which a saved index keeps apart from its settings.
+        settings = IndexSettings.model_validate(self.recipe.index.model_dump(exclude={"method"}))
+        index = build_index(self.recipe.index.method, self.items, self.split.train, settings)
         index.save(self.run.path / PREPARED_INDEX)
         touched = index.report.get("num_items_touched", 0)
         say(
             f"  {self.recipe.index.method}: {len(index.codes):,} items, {len(index.tokens):,} tokens, codes of "
             f"{index.num_levels} tokens at most; the collision policy touched {touched:,} items"
         )
+
+    def report_index(self, out: str | Path | None = None) -> Path | None:
+        """Makes the index if need be, prints its table per level, and returns the page that says what it is like.
+
+        Args:
+            out: Folder of ``index_report.html`` and ``index_report.json``; None is the run directory.
+
+        Returns:
+            None in processes other than the main one, which does it alone.
+        """
+        from genrec.indexing.page import save_report
+        from genrec.indexing.report import index_report, report_table
+
+        require("matplotlib", "train")
+        self.run_until("index")
+        if not is_main_process():
+            return None
+        name = f"{self.recipe.name}: {self.index.method}"
+        report = index_report(
+            self.index, self.items, self.split.train, name=name, seed=self.recipe.index.seed
+        )
+        page = save_report(out or self.run.path, report)
+        print(report_table(report))
+        print(f"Report: {page}")
+        return page
 
     def _train(self) -> None:
         r = self.recipe

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +97,7 @@ def _lead(report: Mapping[str, Any]) -> str:
         else f"{lengths['shortest']} to {plural(lengths['longest'], 'token')}"
     )
     sizes = {level["codebook_size"] for level in report["levels"] if level["codebook_size"]}
-    of = f", of {sizes.pop():,} at a level" if len(sizes) == 1 else ""
+    of = f", each one of {sizes.pop():,}" if len(sizes) == 1 else ""
     one = report["num_items"] == 1
     return f"Made by {escaped(report['method'])}. {'The item is' if one else 'Every item is'} named by {count}{of}."
 
@@ -295,7 +294,7 @@ def _n(value: float) -> str:
 
 def _fill(colour: int | None, child: int) -> str:
     """Returns the classes of a block: its colour, and which of two shades, so that neighbours are told apart."""
-    return f"{'rest' if colour is None else f'c{colour}'} s{child % 2}"
+    return f"rest s{child % 2}" if colour is None else f"c{colour} s{child % 2}"
 
 
 # ---------------------------------------------------------------- the tree
@@ -305,22 +304,22 @@ def _tree_section(report: Mapping[str, Any]) -> str:
     tree = report["tree"]
     if tree is None:
         return ""
-    if not tree["children"]:
-        return (
-            f'<p class="note">No beginning of a code is shared by more than a few of the {report["num_items"]:,} items, '
-            "so that there is no tree to draw.</p>"
-        )
     names = {first["token"]: _called(first) for first in report["first_tokens"]}
     # A level whose parts are all too small to be drawn says nothing.
     depth = max(1, max(_depth(child) for child in tree["children"]))
     pictures = _tree(report, names, depth, True) + _tree(report, names, depth, False)
-    token = any(not first["common"] for first in report["first_tokens"])
+    named = any(first["common"] for first in report["first_tokens"])
+    bare = any(not first["common"] for first in report["first_tokens"])
+    drawn, rest = len(tree["children"]), tree["rest"]
+    part = f" of the {drawn} largest of {tree['tokens']:,} first tokens" if rest["tokens"] else ""
     note = (
-        f"From left to right the {listed(_ORDINALS[:depth])} token of the code; heights are numbers of items, and parts "
-        "too thin to be drawn are put together, pale. The words are those that set the items of a token apart from the "
-        f"others{', at a later level from the others of the part before' if depth > 1 else ''}; "
-        f"{'a bare token has no such words; ' if token else ''}"
-        "colours are those of the largest first tokens."
+        f"From left to right the {listed(_ORDINALS[:depth])} token of the code{part}; heights are numbers of items"
+        + (f", in all {1 - rest['items'] / tree['items']:.0%} of the catalogue" if part else "")
+        + ". Parts too thin to be drawn are put together, pale. "
+        + ("The words are those that set the items of a token apart from all others" if named else "")
+        + (", at a later level from those of the part before" if named and depth > 1 else "")
+        + ("; a bare token has no such words. " if named and bare else ". " if named else "")
+        + "Coloured are the largest first tokens."
     )
     return f'{pictures}<p class="note">{note}</p>'
 
@@ -335,7 +334,8 @@ def _tree(report: Mapping[str, Any], names: Mapping[str, str], depth: int, wide:
     size, lead = (14.0, 36.0) if wide else (12.0, 16.0)
     start = (380.0 if wide else 196.0) if depth > 1 else (620.0 if wide else 230.0)
     column = (width - start) / depth
-    scale = (height - top) / tree["items"]
+    drawn = sum(child["items"] for child in tree["children"])
+    scale = (height - top) / drawn
     blocks: list[str] = []
     centres: list[tuple[float, str, str, str]] = []
 
@@ -364,7 +364,7 @@ def _tree(report: Mapping[str, Any], names: Mapping[str, str], depth: int, wide:
             if level + 1 < depth and "children" in child:
                 place(child, level + 1, y, mine, name)
             y += tall
-        if (rest := node["rest"])["items"]:
+        if level and (rest := node["rest"])["items"]:
             tall = rest["items"] * scale
             blocks.append(
                 f'<rect class="small {_fill(colour, 0)}" x="{_n(x)}" y="{_n(y)}" width="{_n(column - 3)}" '
@@ -383,14 +383,8 @@ def _tree(report: Mapping[str, Any], names: Mapping[str, str], depth: int, wide:
         if not wide and depth > 2:
             said = f"{distinct:,}"
         blocks.append(f'<text class="head" x="{_n(start + level * column)}" y="{_n(top - 9)}">{said}</text>')
-    step = size * 1.5
-    room = int((height - top) // step)
-    shown = centres[: min(room - 1, 24)]
-    others = len(centres) - len(shown) + tree["rest"]["tokens"]
-    if others:
-        low = top + sum(child["items"] for child in tree["children"][: len(shown)]) * scale
-        left = tree["items"] - sum(child["items"] for child in tree["children"][: len(shown)])
-        shown.append(((low + height) / 2, f"{plural(others, 'token')} more", f"{left:,}", "krest"))
+    step = size * 1.25
+    shown = centres[: int((height - top) // step)]
     labels = []
     for y, (at, words, count, kind) in zip(
         _apart([c[0] for c in shown], step, top + step / 2, height - step / 2), shown, strict=True
@@ -414,12 +408,6 @@ def _apart(wanted: Sequence[float], step: float, low: float, high: float) -> lis
     for number_, value in enumerate(wanted):
         least = low if not places else places[-1] + step
         places.append(min(max(value, least), high - step * (len(wanted) - 1 - number_)))
-    # Back up, so that a crowd hangs around its middle instead of below it.
-    for number_ in range(len(places) - 2, -1, -1):
-        most = places[number_ + 1] - step
-        places[number_] = min(most, max(wanted[number_], low + step * number_, min(places[number_], most)))
-    for before, after in pairwise(range(len(places))):
-        places[after] = max(places[after], places[before] + step)
     return places
 
 
@@ -492,7 +480,7 @@ def _map(report: Mapping[str, Any], colours: Mapping[str, int], wide: bool) -> s
     labels: list[str] = []
     for entry in found["labels"]:
         x, y = at(entry["point"])
-        words = fitted(entry["title"], size, 190 if wide else 118)
+        words = fitted(entry["title"], size, 230 if wide else 125)
         long = text_width(words, size)
         for left, low, anchor in (
             (x + 8, y + size * 0.35, "start"),
@@ -686,8 +674,9 @@ _STYLE = (
 .drawn .head, .drawn .count { fill: var(--muted); }
 .drawn .head { font-size: 12px; }
 .drawn .in { stroke: none; font-size: 13px; }
-.l0.s1 { opacity: .82; } .l1.s0 { opacity: .5; } .l1.s1 { opacity: .38; } .l2.s0 { opacity: .36; } .l2.s1 { opacity: .24; }
-.small { opacity: .22; } 
+.l0.rest.s1 { opacity: .8; }
+.l1.s0 { opacity: .56; } .l1.s1 { opacity: .42; } .l2.s0 { opacity: .42; } .l2.s1 { opacity: .3; } .small { opacity: .2; }
+.l1.rest, .l2.rest { opacity: .85; } .l1.rest.s1, .l2.rest.s1 { opacity: .6; } .small.rest { opacity: .4; }
 .lead { fill: none; stroke-width: 1.2; }
 .dots { fill: none; stroke-linecap: round; opacity: .85; } .dots.krest { opacity: .75; }
 .ring { stroke: var(--text); stroke-width: 1.6; }

@@ -27,7 +27,7 @@ def code_quality(codes: Sequence[Code]) -> dict[str, Any]:
     for level in range(longest):
         used = Counter(code[level] for code in codes if len(code) > level)
         total = used.total()
-        entropy = -sum(n / total * math.log(n / total) for n in used.values())
+        entropy = sum(n / total * math.log(total / n) for n in used.values())
         levels.append(
             {
                 "tokens": len(used),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,9 +20,30 @@ from genrec.indexing.semantic import category_names
 from genrec.indexing.settings import IndexSettings
 from genrec.indexing.words import words_of
 
-MAP_ITEMS, MAP_LABELS = 3000, 22
+MAP_ITEMS, MAP_LABELS = 2000, 22
 FEW_ITEMS = 100  # below it a neighbourhood of t-SNE would be a third of the map
 TREE_LEVELS, TREE_PARTS = 3, 600
+# Words of many titles that say nothing of what a thing is.
+_MEASURES = frozenset(
+    [
+        "ounce",
+        "ounces",
+        "fluid",
+        "gram",
+        "grams",
+        "pound",
+        "pounds",
+        "inch",
+        "inches",
+        "count",
+        "pack",
+        "packs",
+        "piece",
+        "pieces",
+        "set",
+        "size",
+    ]
+)
 NAMED_PREFIXES, EXAMPLE_PREFIXES, EXAMPLE_TITLES, NEIGHBOURS = 24, 6, 5, 6
 
 
@@ -104,14 +124,6 @@ def index_report(
         "notes": notes,
         "versions": {"genrec": __version__},
     }
-
-
-def read_any_index(path: str | Path) -> ItemIndex | None:
-    """Returns the index in a saved folder or a published file, None for a path that is neither."""
-    path = Path(path)
-    if path.is_dir() and (path / "index.json").exists():
-        return ItemIndex.load(path)
-    return ItemIndex.read(path) if path.is_file() and path.suffix == ".json" else None
 
 
 def report_table(report: Mapping[str, Any], most: int = 12) -> str:
@@ -218,14 +230,18 @@ class _Common:
 
     def __init__(self, items: ItemCatalog | None) -> None:
         from scipy.sparse import csr_matrix
+        from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
+        passed_over = ENGLISH_STOP_WORDS | _MEASURES
         self.spelling: dict[str, str] = {}
         rows: list[set[str]] = []
         if items is not None:
             for item, names in zip(items.item_ids, category_names(items), strict=True):
                 title = items.title(item)
                 words = [] if _untitled(item, title) else words_of(title)
-                row = {word for word in words if len(word) > 2 and not word.isdigit()}
+                row = {
+                    word for word in words if len(word) > 2 and not word.isdigit() and word not in passed_over
+                }
                 for name in (part.strip() for path in names for part in path.split(" > ")):
                     self.spelling[name.lower()] = name
                     row.add(name.lower())
@@ -239,8 +255,9 @@ class _Common:
     def of(self, rows: Sequence[int], among: Sequence[int] | None = None) -> list[str]:
         """Returns at most two names that tell these items from the others, none where chance would do as well.
 
-        A name stands for at least three tenths of the items, and so many would have it by chance less than once in
-        a thousand draws of as many items. The order is that of p log(p / q), p the share here and q among all.
+        A name is that of at least three tenths of the items, one and a half times the share it has among all, and so
+        many would have it by chance less than once in a thousand draws of as many items. The order is that of
+        p log(p / q), p the share here and q among all.
 
         Args:
             rows: Items.
@@ -253,21 +270,28 @@ class _Common:
         here = np.asarray(self.has[list(rows)].sum(0)).ravel()
         others = self.has if among is None else self.has[list(among)]
         share, whole = here / len(rows), np.asarray(others.sum(0)).ravel() / others.shape[0]
-        likely = np.flatnonzero((share >= 0.3) & (share > whole))
+        likely = np.flatnonzero((share >= 0.3) & (share >= 1.5 * whole))
         likely = likely[binom.sf(here[likely] - 1, len(rows), whole[likely]) < 1e-3]
         weight = share[likely] * np.log(share[likely] / whole[likely])
         found: list[str] = []
-        stems: set[str] = set()
         for column in likely[np.argsort(-weight, kind="stable")]:
             name = self.names[column]
-            # "Shampoos" after "shampoo" says nothing new.
-            mine = {word[:4] for word in words_of(name)}
-            if not mine & stems:
-                found.append(self.spelling.get(name, name))
-                stems |= mine
+            # A category and a word say more than two of a kind, and "Shampoos" after "shampoo" says nothing new.
+            if not found or (
+                self._new(name, found[0])
+                and (not self.spelling or (name in self.spelling) != (found[0] in self.spelling))
+            ):
+                found.append(name)
             if len(found) == 2:
                 break
-        return found
+        return [self.spelling.get(name, name) for name in found]
+
+    def _new(self, name: str, other: str) -> bool:
+        return not any(
+            one.startswith(two[:4]) or two.startswith(one[:4])
+            for one in words_of(name)
+            for two in words_of(other)
+        )
 
 
 def _by_size(codes: Sequence[Code], index: ItemIndex) -> list[tuple[str, list[int]]]:
@@ -300,13 +324,18 @@ def _title(item: ItemId, items: ItemCatalog | None) -> str:
     return item if items is None else items.title(item)
 
 
-def _tree(codes: Sequence[Code], index: ItemIndex, common: _Common) -> dict[str, Any]:
-    """Returns the root of the code tree: ``{"items", "children": [...], "rest": {"tokens", "items"}}``.
+def _tree(codes: Sequence[Code], index: ItemIndex, common: _Common) -> dict[str, Any] | None:
+    """Returns the root of the code tree: ``{"items", "tokens", "children": [...], "rest": {"tokens", "items"}}``.
 
-    Children have a ``token``, the largest first; those too small to be seen are summed up in ``rest``. A child that
-    is large enough to be written into says what its items have in common, against those of the node above.
+    Children have a ``token``, the largest first; the root has the largest first tokens only, and parts too small to
+    be seen are summed up in ``rest``. A part that is large enough to be written into says what its items have in
+    common, against those of the node above. None where no two items share a first token.
     """
-    smallest, written = len(codes) / TREE_PARTS, len(codes) / 40
+    largest = _by_size(codes, index)[:NAMED_PREFIXES]
+    if len(largest[0][1]) < 2:
+        return None
+    drawn = sum(len(rows) for _, rows in largest)
+    smallest, written = drawn / TREE_PARTS, drawn / 45
     place = {token: number for number, token in enumerate(index.tokens)}
 
     def node(rows: list[int], depth: int) -> dict[str, Any]:
@@ -314,18 +343,20 @@ def _tree(codes: Sequence[Code], index: ItemIndex, common: _Common) -> dict[str,
         for row in rows:
             if len(codes[row]) > depth:
                 below[codes[row][depth]].append(row)
+        ordered = sorted(below.items(), key=lambda pair: (-len(pair[1]), place[pair[0]]))
+        kept = [pair for pair in ordered if depth == 0 or len(pair[1]) >= smallest][
+            : NAMED_PREFIXES if depth == 0 else None
+        ]
         children: list[dict[str, Any]] = []
-        rest = {"tokens": 0, "items": 0}
-        for token, of_token in sorted(below.items(), key=lambda pair: (-len(pair[1]), place[pair[0]])):
-            if len(of_token) < smallest:
-                rest = {"tokens": rest["tokens"] + 1, "items": rest["items"] + len(of_token)}
-                continue
+        for token, of_token in kept:
             child: dict[str, Any] = {"token": token}
             if depth and len(of_token) >= written:
                 child["common"] = common.of(of_token, rows)
             child |= node(of_token, depth + 1) if depth + 1 < TREE_LEVELS else {"items": len(of_token)}
             children.append(child)
-        return {"items": len(rows), "tokens": len(below), "children": children, "rest": rest}
+        rest = ordered[len(kept) :]
+        small = {"tokens": len(rest), "items": sum(len(of_token) for _, of_token in rest)}
+        return {"items": len(rows), "tokens": len(below), "children": children, "rest": small}
 
     return node(list(range(len(codes))), 0)
 
@@ -355,18 +386,18 @@ def _map(
     width = min(2 if small else 50, *unit.shape)
     found = PCA(width, svd_solver="full", random_state=seed).fit_transform(unit)
     if not small and width > 2:
-        found = TSNE(2, init="pca", perplexity=30, random_state=seed).fit_transform(found)
+        found = TSNE(2, init="pca", perplexity=30, max_iter=500, random_state=seed).fit_transform(found)
     found = np.pad(found, ((0, 0), (0, 2 - found.shape[1]))).astype(np.float64)
     found -= found.min(0)
     found = (found / found.max()).round(4)
-    # Centres of k-means lie where the items are, and apart; a point of each is labelled if there is room.
+    # Centres of k-means lie where the items are. Each is far from those before, so that the first few are spread too.
     groups = KMeans(min(MAP_LABELS, len(np.unique(found, axis=0))), n_init=1, random_state=seed).fit(found)
-    nearest = [
-        int(np.argmin(((found - centre) ** 2).sum(1)))
-        for _, centre in sorted(
-            enumerate(groups.cluster_centers_), key=lambda pair: -int((groups.labels_ == pair[0]).sum())
-        )
-    ]
+    centres = groups.cluster_centers_
+    order = [int(np.bincount(groups.labels_).argmax())]
+    while len(order) < len(centres):
+        apart = ((centres[:, None] - centres[order]) ** 2).sum(2).min(1)
+        order.append(int(np.argmax(np.where(np.isin(np.arange(len(centres)), order), -1.0, apart))))
+    nearest = [int(np.argmin(((found - centres[number]) ** 2).sum(1))) for number in order]
     return {
         "method": "t-SNE" if not small and width > 2 else "principal components",
         "num_items": len(known),
