@@ -241,7 +241,7 @@ def _usage(report: Mapping[str, Any]) -> str:
                 lambda value, _: f"{value:,.0f}" if value == int(value) else f"{value:g}"
             )
         axes.set_xlabel("tokens, the most used first", color=MUTED)
-        said = f"even share {even:,.0f}" if even >= 10 else f"even share {even:,.1f}"
+        said = "even share " + f"{even:,.{0 if even >= 10 else 1}f}".removesuffix(".0")
         axes.annotate(
             said,
             (1, even),
@@ -272,8 +272,9 @@ def _usage(report: Mapping[str, Any]) -> str:
 
 
 def _colours(report: Mapping[str, Any]) -> dict[str, int]:
-    """Returns the number of the colour of each of the largest first tokens; all others are grey."""
-    return {first["token"]: place for place, first in enumerate(report["first_tokens"][:NUM_COLOURS])}
+    """Returns the number of the colour of each of the largest first tokens; all others, and lone items, are grey."""
+    largest = report["first_tokens"][:NUM_COLOURS]
+    return {first["token"]: place for place, first in enumerate(largest) if first["items"] > 1}
 
 
 def _called(first: Mapping[str, Any]) -> str:
@@ -315,7 +316,7 @@ def _tree_section(report: Mapping[str, Any]) -> str:
     note = (
         f"From left to right the {listed(_ORDINALS[:depth])} token of the code{part}; heights are numbers of items"
         + (f", in all {1 - rest['items'] / tree['items']:.0%} of the catalogue" if part else "")
-        + ". Parts too thin to be drawn are put together, pale. "
+        + "; the figures above count different beginnings of codes. Parts too thin to be drawn are put together, pale. "
         + ("The words are those that set the items of a token apart from all others" if named else "")
         + (", at a later level from those of the part before" if named and depth > 1 else "")
         + ("; a bare token has no such words. " if named and bare else ". " if named else "")
@@ -332,7 +333,7 @@ def _tree(report: Mapping[str, Any], names: Mapping[str, str], depth: int, wide:
     tree, colours = report["tree"], _colours(report)
     width, height, top = (1040.0, 620.0, 26.0) if wide else (360.0, 620.0, 24.0)
     size, lead = (14.0, 36.0) if wide else (12.0, 16.0)
-    start = (380.0 if wide else 196.0) if depth > 1 else (620.0 if wide else 230.0)
+    start = (380.0 if wide else 184.0) if depth > 1 else (620.0 if wide else 230.0)
     column = (width - start) / depth
     drawn = sum(child["items"] for child in tree["children"])
     scale = (height - top) / drawn
@@ -423,10 +424,11 @@ def _map_section(report: Mapping[str, Any]) -> str:
         f'<li><svg class="mark" viewBox="0 0 12 12" aria-hidden="true"><circle class="c{colours[first["token"]]}" cx="6" '
         f'cy="6" r="5"/></svg><span>{title_span(_called(first), 60)} <small>{_token(first)}{plural(first["items"], "item")}'
         "</small></span></li>"
-        for first in report["first_tokens"][:NUM_COLOURS]
+        for first in report["first_tokens"]
+        if first["token"] in colours
     ]
     others = report["levels"][0]["tokens"] - len(entries)
-    if others:
+    if entries and others:
         entries.append(
             '<li><svg class="mark" viewBox="0 0 12 12" aria-hidden="true"><circle class="rest" cx="6" cy="6" r="5"/></svg>'
             f"<span>{plural(others, 'other first token')}</span></li>"
@@ -438,11 +440,16 @@ def _map_section(report: Mapping[str, Any]) -> str:
         f"{'50 principal components, then t-SNE' if found['method'] == 't-SNE' else 'two principal components'}), so that "
         "items of alike text lie near each other"
         + ("; distances between far groups mean little" if found["method"] == "t-SNE" else "")
-        + ". Where a colour keeps together, the first token follows the text."
+        + (
+            ". Where a colour keeps together, the first token follows the text."
+            if entries
+            else ". No two items share a first token, so that there is nothing to colour."
+        )
     )
+    legend = f'<ul class="codes">{"".join(entries)}</ul>' if entries else ""
     return (
-        f'<div class="map"><div>{_map(report, colours, True)}{_map(report, colours, False)}</div>'
-        f'<ul class="codes">{"".join(entries)}</ul></div><p class="note">{note}</p>'
+        f'<div class="map"><div>{_map(report, colours, True)}{_map(report, colours, False)}</div>{legend}</div>'
+        f'<p class="note">{note}</p>'
     )
 
 
@@ -488,7 +495,7 @@ def _map(report: Mapping[str, Any], colours: Mapping[str, int], wide: bool) -> s
             (x - long / 2, y - 9, "middle"),
             (x - long / 2, y + size + 7, "middle"),
         ):
-            box = (left - 3, low - size, left + long + 3, low + 4)
+            box = (left - 4, low - size - 2, left + long + 6, low + 6)
             inside = box[0] >= 0 and box[2] <= width and box[1] >= 0 and box[3] <= height
             mark = (x - 7, y - 7, x + 7, y + 7)
             if inside and not any(_meet(box, other) or _meet(mark, other) for other in taken):
@@ -685,7 +692,8 @@ _STYLE = (
 .map .drawn { max-width: 48rem; }
 .codes { list-style: none; margin: 0; padding: 0; font-size: .92rem; display: grid; gap: .55rem; }
 .codes li { display: flex; gap: .5rem; align-items: baseline; }
-.codes small, .card small { color: var(--muted); } .codes small { display: block; }
+.codes small, .card small { color: var(--muted); } .codes small { display: block; } .card small { white-space: nowrap; }
+.card li { margin: .3rem 0; line-height: 1.4; }
 @media (max-width: 58rem) { .map { grid-template-columns: minmax(0, 1fr); } .codes { grid-template-columns: repeat(auto-fill, minmax(14rem, 1fr)); } }
 @media (max-width: 40rem) { .wide { display: none; } .narrow { display: block; } }
 """

@@ -77,7 +77,7 @@ def index_report(
     codes, rng = list(index.codes.values()), np.random.default_rng(seed)
     if items is not None:
         items = _in_order(items, index.item_ids)
-    notes = []
+    notes: list[str] = []
     vectors, encoder = _text_vectors(items, index.settings, notes)
     levels = _levels(index, codes)
     if items is not None:
@@ -255,7 +255,7 @@ class _Common:
     def of(self, rows: Sequence[int], among: Sequence[int] | None = None) -> list[str]:
         """Returns at most two names that tell these items from the others, none where chance would do as well.
 
-        A name is that of at least three tenths of the items, one and a half times the share it has among all, and so
+        Of fewer than three items there are none. A name is that of at least three tenths of the items, one and a half times the share it has among all, and so
         many would have it by chance less than once in a thousand draws of as many items. The order is that of
         p log(p / q), p the share here and q among all.
 
@@ -263,7 +263,7 @@ class _Common:
             rows: Items.
             among: All items to tell them from; None is the whole catalogue.
         """
-        if not self.names or not len(rows):
+        if not self.names or len(rows) < 3:  # of two items anything is common
             return []
         from scipy.stats import binom
 
@@ -315,7 +315,7 @@ def _first_tokens(
         entry: dict[str, Any] = {"token": token, "items": len(rows), "common": common.of(rows)}
         if place < EXAMPLE_PREFIXES:
             drawn = np.sort(rng.choice(rows, min(EXAMPLE_TITLES, len(rows)), replace=False))
-            entry["titles"] = [_title(index.item_ids[row], items) for row in drawn]
+            entry["titles"] = [_title(index.item_ids[row], items) for row in drawn.tolist()]
         found.append(entry)
     return found
 
@@ -402,7 +402,7 @@ def _map(
         "method": "t-SNE" if not small and width > 2 else "principal components",
         "num_items": len(known),
         "item_ids": [index.item_ids[row] for row in known],
-        "first_tokens": [codes[row][0] for row in known],
+        "first_tokens": [codes[row][0] for row in known.tolist()],
         "x": found[:, 0].tolist(),
         "y": found[:, 1].tolist(),
         "labels": [
