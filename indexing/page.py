@@ -13,6 +13,7 @@ from genrec.core.page import (
     NUM_COLOURS,
     ROLES,
     SERIES,
+    TEXT,
     captioned,
     clean,
     escaped,
@@ -306,8 +307,12 @@ def _tree_section(report: Mapping[str, Any]) -> str:
     if tree is None:
         return ""
     names = {first["token"]: _called(first) for first in report["first_tokens"]}
-    # A level whose parts are all too small to be drawn says nothing.
-    depth = max(1, max(_depth(child) for child in tree["children"]))
+    # A level of which hardly a part is large enough to be drawn says nothing.
+    wholes = [tree["children"]]
+    while below := [part for node in wholes[-1] for part in node.get("children") or ()]:
+        wholes.append(below)
+    sizes = [sum(node["items"] for node in nodes) for nodes in wholes]
+    depth = sum(size >= sizes[0] / 10 for size in sizes)
     pictures = _tree(report, names, depth, True) + _tree(report, names, depth, False)
     named = any(first["common"] for first in report["first_tokens"])
     bare = any(not first["common"] for first in report["first_tokens"])
@@ -323,10 +328,6 @@ def _tree_section(report: Mapping[str, Any]) -> str:
         + "Coloured are the largest first tokens."
     )
     return f'{pictures}<p class="note">{note}</p>'
-
-
-def _depth(node: Mapping[str, Any]) -> int:
-    return 1 + max((_depth(child) for child in node.get("children") or ()), default=0)
 
 
 def _tree(report: Mapping[str, Any], names: Mapping[str, str], depth: int, wide: bool) -> str:
@@ -541,17 +542,11 @@ def _training(report: Mapping[str, Any]) -> str:
     overall = [look.get("semantic_purity_all") for look in looks]
     epochs = [look["epoch"] for look in looks]
     wanted = (
-        (
-            "Collision rate",
-            "share of items whose code another has",
-            [[look["collision_rate"] for look in looks]],
-            True,
-            None,
-        ),
-        ("Share of tokens used", "each level", each("usage"), True, None),
-        ("Perplexity", "each level", each("perplexity"), False, None),
-        ("Likeness of items of one first token", "mean cosine; dashed: any two", [alike], False, overall),
-        ("Taken together", "items of one first token, times any two", [taken], False, [1.0] * len(looks)),
+        ("Collision rate", "of items", [[look["collision_rate"] for look in looks]], True, None),
+        ("Tokens used", "by level", each("usage"), True, None),
+        ("Perplexity", "by level", each("perplexity"), False, None),
+        ("Vectors alike", "mean cosine", [alike], False, overall),
+        ("Taken together", "times any two", [taken], False, [1.0] * len(looks)),
     )
     figures = [
         captioned(_curve(epochs, curves, percent, dashed, title), f"{title}<span>{what}</span>")
@@ -563,7 +558,11 @@ def _training(report: Mapping[str, Any]) -> str:
         f'style="fill:{ROLES[SERIES[level % NUM_COLOURS]]}"/></svg> level {level + 1}</li>'
         for level in range(levels)
     )
-    return f'<ul class="legend">{legend}</ul><div class="plots">{"".join(figures)}</div>'
+    note = (
+        "Alike are the vectors that codes are made of. The last two pictures are of items that share a first token; "
+        "dashed is what any two items have. Epoch 0 is before training."
+    )
+    return f'<ul class="legend">{legend}</ul><div class="plots three">{"".join(figures)}</div><p class="note">{note}</p>'
 
 
 def _curve(
@@ -573,7 +572,7 @@ def _curve(
     dashed: Sequence[float | None] | None,
     title: str,
 ) -> str:
-    figure, axes = new_axes(400, 210, (52, 12, 12, 42), "y")
+    figure, axes = new_axes(320, 190, (46, 10, 12, 40), "y")
     if dashed is not None:
         known = [(x, y) for x, y in zip(epochs, dashed, strict=True) if y is not None]
         axes.plot(*zip(*known, strict=True), color=MUTED, linewidth=1.2, linestyle=(0, (4, 3)))
@@ -582,7 +581,7 @@ def _curve(
         known = [(x, y) for x, y in zip(epochs, curve, strict=True) if y is not None]
         axes.plot(
             *zip(*known, strict=True),
-            color=SERIES[level % NUM_COLOURS],
+            color=SERIES[level % NUM_COLOURS] if len(curves) > 1 else TEXT,
             linewidth=1.8,
             marker="o",
             markersize=4,
