@@ -307,12 +307,12 @@ def _tree_section(report: Mapping[str, Any]) -> str:
     if tree is None:
         return ""
     names = {first["token"]: _called(first) for first in report["first_tokens"]}
-    # A level of which hardly a part is large enough to be drawn says nothing.
+    # A third level of which hardly a part is large enough to be drawn says nothing.
     wholes = [tree["children"]]
     while below := [part for node in wholes[-1] for part in node.get("children") or ()]:
         wholes.append(below)
     sizes = [sum(node["items"] for node in nodes) for nodes in wholes]
-    depth = sum(size >= sizes[0] / 10 for size in sizes)
+    depth = max(min(2, len(sizes)), sum(size >= sizes[0] / 10 for size in sizes))
     pictures = _tree(report, names, depth, True) + _tree(report, names, depth, False)
     named = any(first["common"] for first in report["first_tokens"])
     bare = any(not first["common"] for first in report["first_tokens"])
