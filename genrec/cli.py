@@ -41,6 +41,8 @@ def build_parser() -> argparse.ArgumentParser:
         )
         if name == "evaluate":
             _add_judging(command)
+        if name == "index":
+            _add_index_report(command)
     compare = commands.add_parser(
         "compare", help="finished runs in one table with paired tests; refuses runs not measured alike"
     )
@@ -73,6 +75,25 @@ def build_parser() -> argparse.ArgumentParser:
     push.add_argument("--public", action="store_true", help="make a new repository public")
     push.add_argument("--dry-run", action="store_true", help="only list what would go up")
     return parser
+
+
+def _add_index_report(command: argparse.ArgumentParser) -> None:
+    """Adds the options that let genrec index say what an index is like."""
+    reporting = command.add_argument_group(
+        "report", "what an index is like, of a recipe's, a saved one (its folder) or a published *.index.json"
+    )
+    reporting.add_argument(
+        "--report",
+        action="store_true",
+        help="print a table per level (usage, entropy, perplexity, purity) and write index_report.html, a page with "
+        "pictures, and index_report.json into the run directory; for a saved or published index beside it",
+    )
+    reporting.add_argument(
+        "--items",
+        metavar="FILE",
+        help="with a saved or published index: its catalogue, for titles and the map",
+    )
+    reporting.add_argument("--out", metavar="FOLDER", help="where the page and the figures go instead")
 
 
 def _add_judging(command: argparse.ArgumentParser) -> None:
@@ -111,6 +132,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.command == "evaluate" and (options.rankings or options.relevant):
             _judge(options)
+        elif options.command == "index" and (options.report or options.items or options.out):
+            _report_index(options)
         elif options.command in _STAGES:
             _run(options.recipe, options.overrides, options.command)
         elif options.command == "compare":
@@ -179,6 +202,43 @@ def _judge(options: argparse.Namespace) -> None:
         options.missing_users,
         options.unknown_items,
     )
+
+
+def _report_index(options: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from genrec.core.errors import RecipeError
+
+    path = Path(options.recipe)
+    if not options.report:
+        raise RecipeError("--items and --out are for a report: add --report.")
+    stored = path.is_file() and path.suffix == ".json"
+    if not stored and not (path / "index.json").is_file():
+        from genrec.pipeline import Pipeline
+        from genrec.recipe import load_recipe
+
+        if options.items:
+            raise RecipeError("A recipe has its catalogue in data.items: leave --items out.")
+        Pipeline(load_recipe(options.recipe, options.overrides)).report_index(options.out)
+        return
+    if (path.parent / "recipe.yaml").exists():
+        raise RecipeError(
+            f"{path} belongs to a run, which has its catalogue and histories too: genrec index --report {path.parent}"
+        )
+    if options.overrides:
+        raise RecipeError(f"A stored index has no keys to change, got {' '.join(options.overrides)}.")
+    from genrec.data_prep import ItemCatalog
+    from genrec.indexing import ItemIndex
+    from genrec.indexing.page import save_report
+    from genrec.indexing.report import index_report, report_table
+
+    index = ItemIndex.read(path) if stored else ItemIndex.load(path)
+    items = ItemCatalog.read(options.items) if options.items else None
+    name = path.resolve().name.removesuffix(".json")
+    report = index_report(index, items, name=name)
+    page = save_report(options.out or path.resolve().parent, report, f"{name}_report")
+    print(report_table(report))
+    print(f"Report: {page}")
 
 
 def _compare(options: argparse.Namespace) -> None:

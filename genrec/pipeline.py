@@ -280,6 +280,31 @@ class Pipeline:
             f"{index.num_levels} tokens at most; the collision policy touched {touched:,} items"
         )
 
+    def report_index(self, out: str | Path | None = None) -> Path | None:
+        """Makes the index if need be, prints its table per level, and returns the page that says what it is like.
+
+        Args:
+            out: Folder of ``index_report.html`` and ``index_report.json``; None is the run directory.
+
+        Returns:
+            None in processes other than the main one, which does it alone.
+        """
+        from genrec.indexing.page import save_report
+        from genrec.indexing.report import index_report, report_table
+
+        require("matplotlib", "train")
+        self.run_until("index")
+        if not is_main_process():
+            return None
+        name = f"{self.recipe.name}: {self.index.method}"
+        report = index_report(
+            self.index, self.items, self.split.train, name=name, seed=self.recipe.index.seed
+        )
+        page = save_report(out or self.run.path, report)
+        print(report_table(report))
+        print(f"Report: {page}")
+        return page
+
     def _train(self) -> None:
         r = self.recipe
         data = build_dataset(self.split, self.items, self.index, r.tasks)

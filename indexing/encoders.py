@@ -64,6 +64,18 @@ def text_vectors(items: ItemCatalog, settings: IndexSettings) -> tuple[np.ndarra
     return encode(texts, settings.text_encoder), {}
 
 
+def vectors_at_hand(items: ItemCatalog, settings: IndexSettings) -> tuple[np.ndarray, str]:
+    """Returns ``(items, width)`` text vectors that cost no encoding, and the encoder that they are of.
+
+    Those of ``settings.text_encoder`` where the cache has them, else those of ``words``.
+    """
+    texts = items.texts(FIELDS)
+    encoder, distinct = settings.text_encoder, list(dict.fromkeys(texts))
+    if encoder != WORDS and all(path.exists() for _, path in _parts(distinct, encoder)):
+        return encode(texts, settings.text_encoder), settings.text_encoder
+    return word_vectors(texts, settings.vector_size, settings.seed)[0], WORDS
+
+
 def new_text_vectors(items: ItemCatalog, settings: IndexSettings, state: State) -> np.ndarray:
     """Returns ``(items, width)`` vectors of items that came later, in the space of ``text_vectors``."""
     texts = items.texts(FIELDS)
@@ -89,27 +101,31 @@ def encode(texts: Sequence[str], encoder: str) -> np.ndarray:
         IndexingError: If the encoder cannot be loaded.
     """
     distinct = list(dict.fromkeys(texts))
-    identity, load = _identity(encoder), cache(_load)
-    parts = []
-    for first in range(0, len(distinct), TEXTS_AT_ONCE):
-        part = distinct[first : first + TEXTS_AT_ONCE]
-        path = cache_dir() / "vectors" / f"{hash_value([identity, part])}.npy"
+    load, done, vectors = cache(_load), 0, []
+    for part, path in _parts(distinct, encoder):
         if not path.exists():
-            say(
-                f"  encoding texts {first + 1:,} to {first + len(part):,} of {len(distinct):,} with {encoder}"
-            )
-            vectors = load(encoder)(part)
+            say(f"  encoding texts {done + 1:,} to {done + len(part):,} of {len(distinct):,} with {encoder}")
+            found = load(encoder)(part)
             with atomic_path(path) as scratch, open(scratch, "wb") as file:
-                np.save(file, vectors)
-        parts.append(np.load(path))
+                np.save(file, found)
+        vectors.append(np.load(path))
+        done += len(part)
     row = {text: number for number, text in enumerate(distinct)}
-    return np.concatenate(parts)[[row[text] for text in texts]]
+    return np.concatenate(vectors)[[row[text] for text in texts]]
 
 
 def _load(encoder: str) -> Encode:
     if encoder.startswith(LANGUAGE_MODEL):
         return _language_model(encoder.removeprefix(LANGUAGE_MODEL))
     return _sentence_encoder(encoder)
+
+
+def _parts(distinct: Sequence[str], encoder: str) -> Iterator[tuple[Sequence[str], Path]]:
+    """Yields some thousand texts at a time, and the file that keeps their vectors."""
+    identity = _identity(encoder)
+    for first in range(0, len(distinct), TEXTS_AT_ONCE):
+        part = distinct[first : first + TEXTS_AT_ONCE]
+        yield part, cache_dir() / "vectors" / f"{hash_value([identity, part])}.npy"
 
 
 def _identity(encoder: str) -> str:

@@ -39,7 +39,14 @@ class IndexInputs:
 
 
 class Indexer(ABC):
-    """An indexing method. Its class says what it does, its source and where it differs."""
+    """An indexing method. Its class says what it does, its source and where it differs.
+
+    Attributes:
+        has_codebooks: Whether each of the first ``settings.levels`` tokens is one of ``settings.codebook_size``, so
+            that a level may have tokens which no item uses.
+    """
+
+    has_codebooks = False
 
     @abstractmethod
     def build(self, inputs: IndexInputs) -> ItemIndex:

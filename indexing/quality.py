@@ -27,7 +27,7 @@ def code_quality(codes: Sequence[Code]) -> dict[str, Any]:
     for level in range(longest):
         used = Counter(code[level] for code in codes if len(code) > level)
         total = used.total()
-        entropy = -sum(n / total * math.log(n / total) for n in used.values())
+        entropy = sum(n / total * math.log(total / n) for n in used.values())
         levels.append(
             {
                 "tokens": len(used),
@@ -119,38 +119,35 @@ def collaborative_purity(counts: Any, groups: np.ndarray) -> tuple[float, float]
 def purities(
     codes: Sequence[Code],
     items: ItemCatalog,
-    train: Mapping[UserId, Sequence[ItemId]],
-    text: np.ndarray,
+    train: Mapping[UserId, Sequence[ItemId]] | None,
+    text: np.ndarray | None,
     window: int,
 ) -> list[dict[str, float]]:
     """Returns for each length of a beginning how alike the items are that share it.
 
     ``semantic`` is the mean cosine of text vectors, ``collaborative`` the mean co-occurrence in training
     histories, each of pairs that share the beginning; ``semantic_all`` and ``collaborative_all`` are those of all
-    pairs.
+    pairs. Lengths at which no two items share a beginning are left out.
 
     Args:
         codes: In catalogue order.
         items: The catalogue.
-        train: Training histories.
-        text: ``(items, width)`` text vectors.
+        train: Training histories; None leaves the collaborative figures out.
+        text: ``(items, width)`` text vectors; None leaves the semantic figures out.
         window: Places apart up to which two items co-occur.
     """
     from genrec.indexing.vectors import cooccurrence
 
-    counts = cooccurrence(items, train, window)
+    counts = None if train is None else cooccurrence(items, train, window)
     found = []
     for length in range(1, max(map(len, codes)) + 1):
         groups = groups_by_prefix(codes, length)
         if np.bincount(groups[groups >= 0]).max(initial=0) < 2:
             break
-        semantic, collaborative = semantic_purity(text, groups), collaborative_purity(counts, groups)
-        found.append(
-            {
-                "semantic": semantic[0],
-                "semantic_all": semantic[1],
-                "collaborative": collaborative[0],
-                "collaborative_all": collaborative[1],
-            }
-        )
+        figures: dict[str, float] = {}
+        if text is not None:
+            figures["semantic"], figures["semantic_all"] = semantic_purity(text, groups)
+        if counts is not None:
+            figures["collaborative"], figures["collaborative_all"] = collaborative_purity(counts, groups)
+        found.append(figures)
     return found

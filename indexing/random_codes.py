@@ -20,6 +20,8 @@ class Random(Indexer):
     token, so that all codes have one length whatever the tokenizer.
     """
 
+    has_codebooks = True
+
     def build(self, inputs: IndexInputs) -> ItemIndex:
         """Returns the index of every item of the catalogue.
 

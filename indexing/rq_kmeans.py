@@ -35,6 +35,8 @@ class RQKMeans(Indexer):
     solves min-cost flow. Differs in fitting on a sample of at most 512 items a centroid, and in the policies.
     """
 
+    has_codebooks = True
+
     def build(self, inputs: IndexInputs) -> ItemIndex:
         """Returns the index of every item of the catalogue.
 

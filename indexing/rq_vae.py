@@ -52,6 +52,8 @@ class RQVAE(Indexer):
     codes start again.
     """
 
+    has_codebooks = True
+
     def build(self, inputs: IndexInputs) -> ItemIndex:
         """Returns the index of every item of the catalogue.
 

@@ -38,7 +38,7 @@ class Semantic(Indexer):
             IndexingError: If the catalogue has no categories at all.
         """
         items, settings = inputs.items, inputs.settings
-        labels = _labels(items)
+        labels = category_names(items)
         if not any(labels):
             raise IndexingError(
                 "semantic names items by their categories, and no item has one: the catalogue needs a column "
@@ -63,13 +63,13 @@ class Semantic(Indexer):
         """Returns codes by the same rule, counted on from the items that are there."""
         settings = index.settings
         assert settings is not None
-        rows = _paths(_labels(items), index.state)
+        rows = _paths(category_names(items), index.state)
         codes, _ = counted(rows, settings.codebook_size, index.codes.values())
         return dict(zip(items.item_ids, codes, strict=True))
 
 
-def _labels(items: ItemCatalog) -> list[list[str]]:
-    """Returns the categories of each item, empty and missing ones left out."""
+def category_names(items: ItemCatalog) -> list[list[str]]:
+    """Returns the categories of each item in catalogue order, empty and missing ones left out."""
     if "categories" not in items.table.column_names:
         return [[] for _ in items.item_ids]
     return [_names(value) for value in items.table["categories"].to_pylist()]

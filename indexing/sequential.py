@@ -25,6 +25,8 @@ class Sequential(Indexer):
     the users' held-out items, are shuffled.
     """
 
+    has_codebooks = True
+
     def build(self, inputs: IndexInputs) -> ItemIndex:
         """Returns the index of every item of the catalogue.
 

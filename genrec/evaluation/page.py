@@ -1,32 +1,50 @@
-"""One HTML page of an evaluation: a single file that opens without a network, for people.
-
-Plots are drawn by matplotlib and set into the page as SVG whose colours are names of the page's style sheet, so
-that they follow light and dark. Nothing is loaded and no script runs. The same report gives the same bytes.
-"""
+"""One HTML page of an evaluation, for people: what ``core.page`` says of pages holds. The same report gives the same bytes."""
 
 from __future__ import annotations
 
-import html
-import io
 import math
-import re
-import xml.etree.ElementTree as ET
-import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from genrec.core.errors import require
-from genrec.core.files import atomic_path
+from genrec.core.page import (
+    DASH,
+    FIRST,
+    MUTED,
+    NUM_COLOURS,
+    PAPER,
+    ROLES,
+    TEXT,
+    captioned,
+    escaped,
+    fact,
+    facts,
+    few_ticks,
+    finite,
+    folded,
+    head_row,
+    listed,
+    new_axes,
+    number,
+    pair,
+    plain_style,
+    plural,
+    scroll_table,
+    section,
+    short,
+    table_row,
+    thinned,
+    title_span,
+    to_svg,
+    write_html,
+)
 from genrec.evaluation.metrics import RANKING_METRICS
 from genrec.evaluation.slices import FEW_USERS
 
 SIGNIFICANT = 0.05
-_DASH, _MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
 
 # Name in a report before the "@", heading, and what a reader needs to know of it.
 _BIAS = {
@@ -50,15 +68,6 @@ _MARKERS = {
     "X": '<path d="M3.5 1.2l2.5 2.5l2.5 -2.5l2.3 2.3l-2.5 2.5l2.5 2.5l-2.3 2.3l-2.5 -2.5l-2.5 2.5l-2.3 -2.3'
     'l2.5 -2.5l-2.5 -2.5z"/>',
 }
-_NUM_COLOURS = 8
-# Stand-ins that matplotlib draws with and _svg replaces by the style sheet's names.
-_ROLES = {f"#0001{n:02x}": f"var(--m{n})" for n in range(_NUM_COLOURS)} | {
-    "#000200": "var(--text)",
-    "#000201": "var(--muted)",
-    "#000202": "var(--rule)",
-    "#000203": "var(--paper)",
-}
-_MODEL, *_, _TEXT, _MUTED, _RULE, _PAPER = _ROLES
 
 
 def write_page(
@@ -93,20 +102,22 @@ def write_page(
     )
     protocol, name = report.get("protocol") or {}, str(report.get("run") or "A run")
     tests = report.get("tests") or []
-    with _plain_style():
+    with plain_style():
         sections = [
             _banner(protocol),
             _summary(models, tests),
-            _section("Accuracy", _metric_table(models)),
-            _section("Is the difference real?", _tests(models, tests, "model")),
-            _section("Accuracy by length of the list", _metric_at_k(models)),
-            _section("Who is served well", _slices(models)),
-            _section("What gets recommended", _bias(models)),
-            _section("Learning", _curves(models, curve)),
-            _section("Examples", _examples(examples)),
-            _section("Details", _other_measures(models) + _tuning(models) + _made_with(report)),
+            section("Accuracy", _metric_table(models)),
+            section("Is the difference real?", _tests(models, tests, "model")),
+            section("Accuracy by length of the list", _metric_at_k(models)),
+            section("Who is served well", _slices(models)),
+            section("What gets recommended", _bias(models)),
+            section("Learning", _curves(models, curve)),
+            section("Examples", _examples(examples)),
+            section("Details", _other_measures(models) + _tuning(models) + _made_with(report)),
         ]
-    _write(path, name, "Evaluation of a run", _protocol(protocol, report.get("seed")), sections, report)
+    write_html(
+        path, name, "Evaluation of a run", _protocol(protocol, report.get("seed")), sections, **_end(report)
+    )
 
 
 def write_comparison(path: Path, comparison: dict[str, Any]) -> None:
@@ -138,18 +149,23 @@ def write_comparison(path: Path, comparison: dict[str, Any]) -> None:
         ]
     )
     protocol = comparison.get("protocol") or {}
-    with _plain_style():
+    with plain_style():
         sections = [
             _banner(protocol),
-            _section("Accuracy", _metric_table(models)),
-            _section("Is the difference real?", _tests(models, comparison.get("tests") or [], None)),
-            _section("Accuracy by length of the list", _metric_at_k(models)),
-            _section("Who is served well", _slices(models)),
-            _section("What gets recommended", _bias(models)),
-            _section("Details", _other_measures(models)),
+            section("Accuracy", _metric_table(models)),
+            section("Is the difference real?", _tests(models, comparison.get("tests") or [], None)),
+            section("Accuracy by length of the list", _metric_at_k(models)),
+            section("Who is served well", _slices(models)),
+            section("What gets recommended", _bias(models)),
+            section("Details", _other_measures(models)),
         ]
     name = f"{len(models)} run{'s' * (len(models) != 1)} compared"
-    _write(path, name, "Comparison", _protocol(protocol, None), sections, comparison)
+    write_html(path, name, "Comparison", _protocol(protocol, None), sections, **_end(comparison))
+
+
+def _end(report: Mapping[str, Any]) -> dict[str, Any]:
+    version = (report.get("versions") or {}).get("genrec")
+    return {"version": version, "footer": "Intervals are 95% intervals over users."}
 
 
 @dataclass(frozen=True)
@@ -163,26 +179,26 @@ class _Model:
     note: str = ""
 
     def value(self, metric: str) -> float | None:
-        return _finite(self.entry["metrics"].get(metric))
+        return finite(self.entry["metrics"].get(metric))
 
     def interval(self, metric: str) -> tuple[float, float] | None:
-        return _pair((self.entry.get("intervals") or {}).get(metric))
+        return pair((self.entry.get("intervals") or {}).get(metric))
 
     @property
     def colour(self) -> str:
-        return list(_ROLES)[self.place % _NUM_COLOURS]
+        return list(ROLES)[self.place % NUM_COLOURS]
 
     @property
     def marker(self) -> str:
         # Shifted at every round of the colours, so that no two of the first 64 look alike.
-        return list(_MARKERS)[(self.place + self.place // _NUM_COLOURS) % len(_MARKERS)]
+        return list(_MARKERS)[(self.place + self.place // NUM_COLOURS) % len(_MARKERS)]
 
     @property
     def label(self) -> str:
         """The name in HTML behind its mark."""
         return (
-            f'<span class="model"><svg class="mark" viewBox="0 0 12 12" aria-hidden="true" style="fill:{_ROLES[self.colour]}">'
-            f"{_MARKERS[self.marker]}</svg><bdi>{_text(_short(self.name))}</bdi></span>"
+            f'<span class="model"><svg class="mark" viewBox="0 0 12 12" aria-hidden="true" style="fill:{ROLES[self.colour]}">'
+            f"{_MARKERS[self.marker]}</svg><bdi>{escaped(short(self.name))}</bdi></span>"
         )
 
 
@@ -198,52 +214,16 @@ def _distinct(models: Sequence[_Model]) -> list[_Model]:
 # ---------------------------------------------------------------- text
 
 
-def _clean(value: object) -> str:
-    """Returns the text without characters that neither HTML nor XML allows."""
-    return re.sub("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]", "\ufffd", str(value))
-
-
-def _text(value: object) -> str:
-    return html.escape(_clean(value))
-
-
-def _short(text: str, most: int = 120) -> str:
-    return text if len(text) <= most else f"{text[: most - 1]}…"
-
-
-def _finite(value: Any) -> float | None:
-    return float(value) if value is not None and math.isfinite(value) else None
-
-
-def _pair(value: Any) -> tuple[float, float] | None:
-    if value is None or len(value) != 2:
-        return None
-    low, high = _finite(value[0]), _finite(value[1])
-    return None if low is None or high is None else (low, high)
-
-
-def _number(value: float | None, digits: int = 4) -> str:
-    return _DASH if value is None else f"{value:.{digits}f}".replace("-", _MINUS)
-
-
 def _interval(interval: tuple[float, float] | None) -> str:
     if interval is None:
         return ""
-    between = " to " if interval[0] < 0 else _DASH
-    return f"{_number(interval[0])}{between}{_number(interval[1])}"
+    between = " to " if interval[0] < 0 else DASH
+    return f"{number(interval[0])}{between}{number(interval[1])}"
 
 
 def _beneath(interval: tuple[float, float] | None, before: str = "") -> str:
     """Returns the interval as the small line beneath a value."""
     return f"<small>{before}{_interval(interval)}</small>" if interval else ""
-
-
-def _listed(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-
-
-def _plural(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'s' * (count != 1)}"
 
 
 def _cut(name: str) -> tuple[str, int]:
@@ -272,58 +252,10 @@ def _by_headline(models: Sequence[_Model]) -> list[_Model]:
     return sorted(models, key=lambda model: -(worst if (v := model.value(_headline(names))) is None else v))
 
 
-# ---------------------------------------------------------------- pieces of the page
-
-
-def _section(title: str, body: str) -> str:
-    return f"<section>\n<h2>{title}</h2>\n{body}\n</section>" if body else ""
-
-
-def _table(head: str, body: str, label: str, kind: str = "") -> str:
-    """Returns a table that scrolls sideways on its own where it is wider than the page."""
-    return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{_text(label)}">'
-        f'<table class="{kind}"><thead>{head}</thead>{body}</table></div>'
-    )
-
-
-def _heads(names: Iterable[str]) -> str:
-    cells = "".join(f'<th scope="col">{name}</th>' for name in names)
-    return f"<tr>{cells}</tr>"
-
-
-def _row(cells: Sequence[str], own: bool = False) -> str:
-    return ('<tr class="own">' if own else "<tr>") + "".join(cells) + "</tr>"
-
-
-def _details(title: str, body: str) -> str:
-    return f"<details><summary>{title}</summary>\n{body}</details>\n" if body else ""
-
-
 def _legend(models: Sequence[_Model]) -> str:
     if len(models) < 2:
         return ""
     return f'<ul class="legend">{"".join(f"<li>{model.label}</li>" for model in models)}</ul>'
-
-
-def _write(
-    path: Path, title: str, kind: str, lead: str, sections: Sequence[str], report: Mapping[str, Any]
-) -> None:
-    version = (report.get("versions") or {}).get("genrec")
-    made = f"Made by genrec {_text(version)}." if version else "Made by genrec."
-    page = (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta name="color-scheme" content="light dark">\n'
-        f"<title>{_text(title)} · genrec</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n"
-        f'<header>\n<p class="kind">{kind}</p>\n<h1><bdi>{_text(title)}</bdi></h1>\n'
-        + (f'<p class="lead">{lead}</p>\n' if lead else "")
-        + "</header>\n"
-        + "\n".join(section for section in sections if section)
-        + f"\n</main>\n<footer>{made} Intervals are 95% intervals over users.</footer>\n</body>\n</html>\n"
-    )
-    with atomic_path(path) as part:
-        part.write_text(page, encoding="utf-8")
 
 
 # ---------------------------------------------------------------- what was measured
@@ -337,16 +269,16 @@ def _protocol(protocol: Mapping[str, Any], seed: object) -> str:
     """Returns one sentence that says how the numbers were made."""
     parts = []
     if split := protocol.get("split"):
-        name = _text(_SPLITS.get(str(split), split))
+        name = escaped(_SPLITS.get(str(split), split))
         on = {"test": ", test items", "valid": ", validation items"}.get(str(protocol.get("on")), "")
         parts.append(f"{name[:1].upper()}{name[1:]} split{on}")
     candidates, num_items = protocol.get("candidates"), protocol.get("num_items")
     if candidates and (candidates != "all items" or num_items is None):
-        ranked = _text(candidates) + (f" of {num_items:,} items" if num_items is not None else "")
+        ranked = escaped(candidates) + (f" of {num_items:,} items" if num_items is not None else "")
     else:
-        ranked = "" if num_items is None else f"all {_plural(num_items, 'item')}"
+        ranked = "" if num_items is None else f"all {plural(num_items, 'item')}"
     users, rows = protocol.get("num_users"), protocol.get("num_rows")
-    whom = "" if users is None else f" for {_plural(users, 'user')}"
+    whom = "" if users is None else f" for {plural(users, 'user')}"
     if users is not None and rows is not None and rows != users:
         whom += f" ({rows:,} lists)"
     if ranked:
@@ -357,9 +289,9 @@ def _protocol(protocol: Mapping[str, Any], seed: object) -> str:
         parts.append(f"items of the history {'left out' if seen else 'allowed'}")
     if relevant := protocol.get("relevant"):
         said = {"one": "one relevant item a list", "many": "one or more relevant items a list"}
-        parts.append(_text(said.get(str(relevant), relevant)))
+        parts.append(escaped(said.get(str(relevant), relevant)))
     if seed is not None:
-        parts.append(f"seed {_text(seed)}")
+        parts.append(f"seed {escaped(seed)}")
     sentence = "; ".join(parts)
     return f"{sentence[:1].upper()}{sentence[1:]}." if parts else ""
 
@@ -369,7 +301,7 @@ def _banner(protocol: Mapping[str, Any]) -> str:
     if _sampled(protocol):
         found += (
             '<p class="banner" role="note"><strong>SAMPLED CANDIDATES: not comparable with full ranking</strong> '
-            f"Ranked were {_text(protocol['candidates'])}, not the whole catalogue. Such numbers are higher, and "
+            f"Ranked were {escaped(protocol['candidates'])}, not the whole catalogue. Such numbers are higher, and "
             "may order models differently.</p>"
         )
     if protocol.get("on") == "valid":
@@ -390,7 +322,7 @@ def _summary(models: Sequence[_Model], tests: Sequence[Mapping[str, Any]]) -> st
     rates = [name for name in names if name.startswith("HR@")]
     tiles = [main, *[name for name in rates if _cut(name)[1] == _cut(main)[1] and name != main]]
     numbers = "".join(
-        f"<div><dt>{name}</dt><dd>{_number(own.value(name))}{_beneath(own.interval(name), '95% interval ')}</dd></div>"
+        f"<div><dt>{name}</dt><dd>{number(own.value(name))}{_beneath(own.interval(name), '95% interval ')}</dd></div>"
         for name in tiles
     )
     known = {model.key: model for model in models}
@@ -402,15 +334,15 @@ def _summary(models: Sequence[_Model], tests: Sequence[Mapping[str, Any]]) -> st
         said = (
             f"On {main} the highest of {len(others) + 1} models."
             if value > best
-            else f"On {main} <bdi>{_text(rival.name)}</bdi> is {'level' if value == best else 'higher'}, "
-            f"{_number(best)}."
+            else f"On {main} <bdi>{escaped(rival.name)}</bdi> is {'level' if value == best else 'higher'}, "
+            f"{number(best)}."
         )
     verdicts: dict[str, list[str]] = {}
     for test in (_Test.read(test, "model") for test in tests):
         if test.metric == main and test.a == "model" and test.b in known:
-            verdicts.setdefault(test.verdict, []).append(f"<bdi>{_text(known[test.b].name)}</bdi>")
+            verdicts.setdefault(test.verdict, []).append(f"<bdi>{escaped(known[test.b].name)}</bdi>")
     phrases = [
-        f"{words} {_listed(verdicts[verdict])}"
+        f"{words} {listed(verdicts[verdict])}"
         for verdict, words in (
             ("ahead", "ahead of"),
             ("not told apart", "not told apart from"),
@@ -445,18 +377,18 @@ def _metric_table(models: Sequence[_Model]) -> str:
     for model in models:
         own = model.key == "model" and len(models) > 1
         note = "this run" if own else model.note
-        cells = [f'<th scope="row">{model.label}{f"<small>{_text(note)}</small>" if note else ""}</th>']
+        cells = [f'<th scope="row">{model.label}{f"<small>{escaped(note)}</small>" if note else ""}</th>']
         for name in names:
-            value = _number(model.value(name))
+            value = number(model.value(name))
             if len(models) > 1 and best[name] is not None and model.value(name) == best[name]:
                 value = f"<strong>{value}</strong>"
             cells.append(f"<td{edge[name]}>{value}{_beneath(model.interval(name))}</td>")
-        lines.append(_row(cells, own))
+        lines.append(table_row(cells, own))
     note = "Beneath a value its 95% interval over users."
     if len(models) > 1:
         note = f"Ordered by {_headline(names)}; bold is the highest of a column. {note}"
     return (
-        _table(f"{head}</tr>", f"<tbody>{''.join(lines)}</tbody>", "Accuracy of every model", "metrics")
+        scroll_table(f"{head}</tr>", f"<tbody>{''.join(lines)}</tbody>", "Accuracy of every model", "metrics")
         + f'<p class="note">{note}</p>'
     )
 
@@ -477,12 +409,12 @@ class _Test:
     @classmethod
     def read(cls, test: Mapping[str, Any], own: str | None) -> _Test:
         a, b = str(test.get("a")), str(test.get("b"))
-        difference, interval = _finite(test.get("difference")), _pair(test.get("interval"))
+        difference, interval = finite(test.get("difference")), pair(test.get("interval"))
         if b == own and a != own:
             a, b = b, a
             difference = None if difference is None else -difference
             interval = None if interval is None else (-interval[1], -interval[0])
-        p, p_holm = _finite(test.get("p")), _finite(test.get("p_holm"))
+        p, p_holm = finite(test.get("p")), finite(test.get("p_holm"))
         return cls(
             str(test.get("metric")), a, b, difference, interval, p, p_holm, str(test.get("test") or "")
         )
@@ -509,13 +441,13 @@ def _tests(models: Sequence[_Model], tests: Sequence[Mapping[str, Any]], own: st
         reach = max(
             (abs(x) for t in rows for x in (t.difference, *(t.interval or ())) if x is not None), default=0.0
         )
-        lines = [f'<tr class="group"><th colspan="7" scope="rowgroup">{_text(metric)}</th></tr>']
+        lines = [f'<tr class="group"><th colspan="7" scope="rowgroup">{escaped(metric)}</th></tr>']
         for test in rows:
-            a, b = (labels.get(key, f"<bdi>{_text(key)}</bdi>") for key in (test.a, test.b))
+            a, b = (labels.get(key, f"<bdi>{escaped(key)}</bdi>") for key in (test.a, test.b))
             verdict = test.verdict
             cells = [
-                _number(test.difference) if (test.difference or 0) <= 0 else f"+{_number(test.difference)}",
-                _interval(test.interval) or _DASH,
+                number(test.difference) if (test.difference or 0) <= 0 else f"+{number(test.difference)}",
+                _interval(test.interval) or DASH,
                 _forest(test, reach),
                 _p(test.p),
                 _p(test.p_holm),
@@ -527,7 +459,7 @@ def _tests(models: Sequence[_Model], tests: Sequence[Mapping[str, Any]], own: st
                 + "</tr>"
             )
         bodies.append(f"<tbody>{''.join(lines)}</tbody>")
-    head = _heads(
+    head = head_row(
         (
             "Against" if all_own else "Compared",
             "Difference",
@@ -542,13 +474,13 @@ def _tests(models: Sequence[_Model], tests: Sequence[Mapping[str, Any]], own: st
     note = (
         f"{'This run' if all_own else 'The first named'} minus the other. Ahead or behind where the p corrected for "
         f"several comparisons (Holm) is below {SIGNIFICANT}; not told apart does not mean equal."
-        + (f" Test: {_text(methods)}." if methods else "")
+        + (f" Test: {escaped(methods)}." if methods else "")
     )
-    return _table(head, "".join(bodies), "Paired tests", "tests") + f'<p class="note">{note}</p>'
+    return scroll_table(head, "".join(bodies), "Paired tests", "tests") + f'<p class="note">{note}</p>'
 
 
 def _p(p: float | None) -> str:
-    return "&lt;0.001" if p is not None and p < 0.001 else _number(p, 3)
+    return "&lt;0.001" if p is not None and p < 0.001 else number(p, 3)
 
 
 def _forest(test: _Test, reach: float) -> str:
@@ -582,17 +514,17 @@ def _bias(models: Sequence[_Model]) -> str:
         for name in names:
             value = model.value(name)
             width = 100 * abs(value or 0.0) / (largest[name] or 1.0)
-            bar = f'<span class="bar"><span style="width:{width:.1f}%;background:{_ROLES[model.colour]}"></span></span>'
+            bar = f'<span class="bar"><span style="width:{width:.1f}%;background:{ROLES[model.colour]}"></span></span>'
             digits = 1 if largest[name] >= 100 else 2 if largest[name] >= 10 else 4
-            cells.append(f"<td>{_number(value, digits)}{bar if len(models) > 1 else ''}</td>")
+            cells.append(f"<td>{number(value, digits)}{bar if len(models) > 1 else ''}</td>")
         cells.insert(0, f'<th scope="row">{model.label}</th>')
-        lines.append(_row(cells, model.key == "model" and len(models) > 1))
+        lines.append(table_row(cells, model.key == "model" and len(models) > 1))
     heads = [_BIAS[_cut(name)[0]][0] + (f" @{_cut(name)[1]}" if _cut(name)[1] else "") for name in names]
     families = dict.fromkeys(_cut(name)[0] for name in names)
     meaning = "; ".join(f"<dfn>{_BIAS[family][0]}</dfn>: {_BIAS[family][1]}" for family in families)
     return (
-        _table(
-            _heads(("Model", *heads)),
+        scroll_table(
+            head_row(("Model", *heads)),
             f"<tbody>{''.join(lines)}</tbody>",
             "Popularity bias of every model",
             "bias",
@@ -614,13 +546,15 @@ def _other_measures(models: Sequence[_Model]) -> str:
         return ""
     lines = []
     for model, values in zip(models, measured, strict=True):
-        cells = [f"<td>{_fact(values.get(name))}</td>" for name in names]
+        cells = [f"<td>{fact(values.get(name))}</td>" for name in names]
         if timed:
-            cells.append(f"<td>{_number(_finite(model.entry.get('seconds')), 1)}</td>")
+            cells.append(f"<td>{number(finite(model.entry.get('seconds')), 1)}</td>")
         lines.append(f'<tr><th scope="row">{model.label}</th>{"".join(cells)}</tr>')
-    heads = [_text(name.replace("_", " ")) for name in names] + ["seconds"] * timed
-    table = _table(_heads(("Model", *heads)), f"<tbody>{''.join(lines)}</tbody>", "Other measures", "plain")
-    return _details("Other measures", table)
+    heads = [escaped(name.replace("_", " ")) for name in names] + ["seconds"] * timed
+    table = scroll_table(
+        head_row(("Model", *heads)), f"<tbody>{''.join(lines)}</tbody>", "Other measures", "plain"
+    )
+    return folded("Other measures", table)
 
 
 def _tuning(models: Sequence[_Model]) -> str:
@@ -633,22 +567,22 @@ def _tuning(models: Sequence[_Model]) -> str:
         values = [
             value
             for trial in trials
-            if trial.get("settings") == settings and (value := _finite(trial.get("value"))) is not None
+            if trial.get("settings") == settings and (value := finite(trial.get("value"))) is not None
         ]
         where = " on ".join(str(part) for part in (tuning.get("metric"), tuning.get("on")) if part)
-        chosen = "<br>".join(f"{_text(name)} = {_fact(value)}" for name, value in settings.items()) or _DASH
-        reached = _number(max(values, default=None))
+        chosen = "<br>".join(f"{escaped(name)} = {fact(value)}" for name, value in settings.items()) or DASH
+        reached = number(max(values, default=None))
         lines.append(
             f'<tr><th scope="row">{model.label}</th><td class="words">{chosen}</td><td>{len(trials):,}</td>'
-            f"<td>{reached}{f'<small>{_text(where)}</small>' if where and values else ''}</td></tr>"
+            f"<td>{reached}{f'<small>{escaped(where)}</small>' if where and values else ''}</td></tr>"
         )
     if not lines:
         return ""
-    head = _heads(("Model", "Chosen settings", "Trials", "Value")).replace(
+    head = head_row(("Model", "Chosen settings", "Trials", "Value")).replace(
         '">Chosen', '" class="words">Chosen'
     )
-    table = _table(head, f"<tbody>{''.join(lines)}</tbody>", "How the baselines were tuned", "plain")
-    return _details("How the baselines were tuned", table)
+    table = scroll_table(head, f"<tbody>{''.join(lines)}</tbody>", "How the baselines were tuned", "plain")
+    return folded("How the baselines were tuned", table)
 
 
 def _made_with(report: Mapping[str, Any]) -> str:
@@ -661,63 +595,29 @@ def _made_with(report: Mapping[str, Any]) -> str:
         "Training": report.get("training"),
         "Versions": report.get("versions"),
     }
-    found = ""
-    for title, facts in parts.items():
-        lines = [
-            f'<tr><th scope="row">{_text(name.replace("_", " "))}</th><td class="words">{_fact(value)}</td></tr>'
-            for name, value in _flat(facts or {})
-            if value is not None
-        ]
-        if lines:
-            found += f'<h3>{title}</h3><table class="facts"><tbody>{"".join(lines)}</tbody></table>\n'
-    return _details("What it was made with", f'<div class="columns">{found}</div>' if found else "")
-
-
-def _flat(facts: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in facts.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{before}{name} · ")
-        else:
-            yield f"{before}{name}", value
-
-
-def _fact(value: Any) -> str:
-    if value is None:
-        return _DASH
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, float):
-        return f"{value:.6g}".replace("-", _MINUS)
-    if isinstance(value, list | tuple):
-        more = f" … ({len(value):,} in all)" if len(value) > 12 else ""
-        return ", ".join(map(_fact, value[:12])) + more
-    return f"<bdi>{_text(value)}</bdi>"
+    return folded("What it was made with", facts(parts))
 
 
 def _examples(examples: Sequence[Mapping[str, Any]], last: int = 8) -> str:
-    def title(text: str) -> str:
-        whole = f' title="{_text(text)}"' if _short(text) != text else ""
-        return f'<span dir="auto"{whole}>{_text(_short(text))}</span>'
-
     cards = []
     for example in examples:
         history, targets = list(example.get("history") or ()), list(example.get("targets") or ())
-        card = f"<h3>User <bdi>{_text(example.get('user_id', ''))}</bdi></h3>"
+        card = f"<h3>User <bdi>{escaped(example.get('user_id', ''))}</bdi></h3>"
         if history:
             earlier = len(history) - last
             before = f' <span class="aside">last {last} of {len(history):,}</span>' if earlier > 0 else ""
             card += f"<h4>History{before}</h4><ul>"
-            card += "".join(f"<li>{title(item)}</li>" for item in history[-last:]) + "</ul>"
+            card += "".join(f"<li>{title_span(item)}</li>" for item in history[-last:]) + "</ul>"
         if targets:
-            card += f"<h4>Took next</h4><ul>{''.join(f'<li>{title(item)}</li>' for item in targets)}</ul>"
+            card += (
+                f"<h4>Took next</h4><ul>{''.join(f'<li>{title_span(item)}</li>' for item in targets)}</ul>"
+            )
         recommended = list(example.get("recommended") or ())
         lines = [
             ('<li class="hit">' if hit else "<li>")
-            + title(item)
+            + title_span(item)
             + ('<span class="taken">✓ taken</span>' if hit else "")
-            + (f'<span class="score">{_number(score, 3)}</span>' if _finite(score) is not None else "")
+            + (f'<span class="score">{number(score, 3)}</span>' if finite(score) is not None else "")
             + "</li>"
             for item, score, hit in recommended
         ]
@@ -734,75 +634,6 @@ def _examples(examples: Sequence[Mapping[str, Any]], last: int = 8) -> str:
 # ---------------------------------------------------------------- plots
 
 
-def _plain_style() -> AbstractContextManager[None]:
-    """Returns a context in which plots do not depend on the user's own matplotlib settings."""
-    style = require("matplotlib.style", "train")
-    return style.context(["default", {"svg.fonttype": "none", "svg.hashsalt": "genrec", "font.size": 12}])
-
-
-def _axes(
-    width: float, height: float, margins: tuple[float, float, float, float], grid: str
-) -> tuple[Any, Any]:
-    """Returns a figure and its axes, sizes in the units of the SVG: left, right, top and bottom margin."""
-    figure = require("matplotlib.figure", "train").Figure((width / 72, height / 72), dpi=72)
-    left, right, top, bottom = margins
-    axes = figure.add_axes(
-        (left / width, bottom / height, (width - left - right) / width, (height - top - bottom) / height)
-    )
-    for side in ("top", "right", "left", "bottom"):
-        axes.spines[side].set_visible(side == "bottom" and grid == "y")
-        axes.spines[side].set_color(_MUTED)
-    axes.tick_params(length=0, labelcolor=_MUTED, pad=5)
-    axes.grid(axis=grid, color=_RULE, linewidth=1)
-    axes.set_axisbelow(True)
-    return figure, axes
-
-
-def _svg(figure: Any, label: str, texts: Sequence[str] = ()) -> str:
-    """Returns a figure as SVG for the inside of an HTML page.
-
-    Args:
-        figure: Of matplotlib.
-        label: What it shows, for those who do not see it.
-        texts: Words of users, set in for the texts whose id is ``user-0``, ``user-1`` and so on. They do not pass
-            through matplotlib, which would read ``$`` as mathematics and has no letters for many scripts.
-    """
-    for artist in figure.findobj():
-        artist.set_clip_on(False)
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    root = ET.fromstring(buffer.getvalue())
-    # Two plots may have the same mark, and an id may come only once in a page.
-    before = f"g{zlib.crc32(_clean(label + buffer.getvalue()).encode()):08x}"
-    for parent in list(root.iter()):
-        parent.tag = parent.tag.rpartition("}")[2]
-        for child in list(parent):
-            if child.tag.rpartition("}")[2] in ("metadata", "style"):
-                parent.remove(child)
-        parent.text = parent.tail = None if parent.tag != "text" else parent.text
-    for node in root.iter():
-        name = node.attrib.pop("id", "")
-        if node.tag == "path" and re.fullmatch(r"m[0-9a-f]{10}", name):
-            node.set("id", before + name)
-        if name.startswith("user-"):
-            node[0].text = _clean(texts[int(name[5:])])
-        for attribute, value in list(node.attrib.items()):
-            del node.attrib[attribute]
-            if attribute.endswith("href"):
-                value = f"#{before}{value[1:]}"
-            elif attribute == "style":
-                value = re.sub(r"font-family:[^;]*;? ?", "", value)
-                value = re.sub("#0001[0-9a-f]{2}|#0002[0-9a-f]{2}", lambda m: _ROLES[m[0]], value)
-            elif attribute in ("d", "x", "y", "transform"):
-                value = re.sub(r"\d+\.\d+", lambda m: f"{float(m[0]):.2f}".rstrip("0").rstrip("."), value)
-            if attribute.rpartition("}")[2] not in ("width", "height", "version"):
-                node.set(attribute.rpartition("}")[2], " ".join(value.split()))
-    root.set("class", "plot")
-    root.set("role", "img")
-    root.set("aria-label", _clean(label))
-    return ET.tostring(root, encoding="unicode")
-
-
 def _mark(axes: Any, model: _Model, x: Any, y: Any, few: bool = False, **options: Any) -> None:
     """Draws points as those of a model: the run's own are larger, those of few users are hollow."""
     own = model.key == "model"
@@ -813,16 +644,12 @@ def _mark(axes: Any, model: _Model, x: Any, y: Any, few: bool = False, **options
         markersize=8 if own else 6.5,
         color=model.colour,
         linewidth=2.4 if own else 1.3,
-        markerfacecolor=_PAPER if few else model.colour,
-        markeredgecolor=model.colour if few else _PAPER,
+        markerfacecolor=PAPER if few else model.colour,
+        markeredgecolor=model.colour if few else PAPER,
         markeredgewidth=1.4 if few else 0.6,
         zorder=4 if own else 3,
         **options,
     )
-
-
-def _figure(svg: str, title: str) -> str:
-    return f"<figure><figcaption>{title}</figcaption>{svg}</figure>"
 
 
 def _metric_at_k(models: Sequence[_Model]) -> str:
@@ -832,7 +659,7 @@ def _metric_at_k(models: Sequence[_Model]) -> str:
         ks = [_cut(name)[1] for name in names if _cut(name)[0] == family]
         if len(ks) < 2:
             continue
-        figure, axes = _axes(400, 270, (44, 12, 12, 42), "y")
+        figure, axes = new_axes(400, 270, (44, 12, 12, 42), "y")
         apart = min(0.07, 0.6 / len(models))
         for place, model in enumerate(models):
             shift = (place - (len(models) - 1) / 2) * apart
@@ -848,20 +675,16 @@ def _metric_at_k(models: Sequence[_Model]) -> str:
         axes.set_xticks(range(len(ks)), [str(k) for k in ks])
         axes.set_xlim(-0.4, len(ks) - 0.6)
         axes.set_ylim(bottom=0)
-        axes.yaxis.set_major_locator(_ticks(5))
-        axes.set_xlabel("K", color=_MUTED)
+        axes.yaxis.set_major_locator(few_ticks(5))
+        axes.set_xlabel("K", color=MUTED)
         label = f"{family} at K = {', '.join(map(str, ks))}: " + "; ".join(
-            f"{model.name} {', '.join(_number(model.value(f'{family}@{k}')) for k in ks)}" for model in models
+            f"{model.name} {', '.join(number(model.value(f'{family}@{k}')) for k in ks)}" for model in models
         )
-        figures.append(_figure(_svg(figure, label), f"{family}@K"))
+        figures.append(captioned(to_svg(figure, label), f"{family}@K"))
     if not figures:
         return ""
     note = "Lines at the points are 95% intervals over users. K is not drawn to scale."
     return f'{_legend(models)}<div class="plots">{"".join(figures)}</div><p class="note">{note}</p>'
-
-
-def _ticks(most: int) -> Any:
-    return require("matplotlib.ticker", "train").MaxNLocator(most, steps=[1, 2, 2.5, 5, 10])
 
 
 def _slices(models: Sequence[_Model]) -> str:
@@ -880,15 +703,14 @@ def _slices(models: Sequence[_Model]) -> str:
             continue
         svg, some = _dots(models, found, groups, _headline(names), title)
         few |= some
-        figures.append(_figure(svg, f"By {_text(title)}<span>{_headline(names)}</span>"))
+        figures.append(captioned(svg, f"By {escaped(title)}<span>{_headline(names)}</span>"))
         tables.append(_slice_table(models, found, groups, names, title))
     if not figures:
         return ""
     note = "Lines are 95% intervals over users."
     note += f" Hollow marks: fewer than {FEW_USERS} users, too few to conclude from." if few else ""
-    return (
-        f'{_legend(models)}<div class="plots">{"".join(figures)}</div><p class="note">{note}</p>'
-        + _details("The numbers", "".join(tables))
+    return f'{_legend(models)}<div class="plots">{"".join(figures)}</div><p class="note">{note}</p>' + folded(
+        "The numbers", "".join(tables)
     )
 
 
@@ -905,7 +727,7 @@ def _dots(
     """Returns a row a model under the name of every group, and whether a group has few users."""
     step, heading, gap = 11.0, 20.0, 8.0
     height = len(groups) * (heading + step * len(models) + gap)
-    figure, axes = _axes(340, height + 32, (8, 12, 4, 28), "x")
+    figure, axes = new_axes(340, height + 32, (8, 12, 4, 28), "x")
     axes.set_ylim(height, 0)
     some_few, top = False, 0.0
     texts: list[str] = []
@@ -913,21 +735,21 @@ def _dots(
         users = _num_users(found, group)
         few = users is not None and users < FEW_USERS
         some_few |= few
-        count = "" if users is None else f" · {_plural(users, 'user')}{', few' * few}"
+        count = "" if users is None else f" · {plural(users, 'user')}{', few' * few}"
         axes.text(
             0,
             top + heading - 6,
             "-",
             transform=axes.get_yaxis_transform(),
-            color=_TEXT,
+            color=TEXT,
             gid=f"user-{len(texts)}",
         )
         # Isolated, so that a name written from right to left leaves the count where it is.
-        texts.append(f"\N{FIRST STRONG ISOLATE}{_short(group, 34)}\N{POP DIRECTIONAL ISOLATE}{count}")
+        texts.append(f"\N{FIRST STRONG ISOLATE}{short(group, 34)}\N{POP DIRECTIONAL ISOLATE}{count}")
         for place, model in enumerate(models):
             entry, y = found[model.key].get(group) or {}, top + heading + step * (place + 0.5)
-            value = _finite((entry.get("metrics") or {}).get(metric))
-            interval = _pair((entry.get("intervals") or {}).get(metric))
+            value = finite((entry.get("metrics") or {}).get(metric))
+            interval = pair((entry.get("intervals") or {}).get(metric))
             if value is None:
                 continue
             if interval:
@@ -936,9 +758,9 @@ def _dots(
         top += heading + step * len(models) + gap
     axes.set_yticks([])
     axes.set_xlim(left=0)
-    axes.xaxis.set_major_locator(_ticks(5))
-    label = f"{metric} of {_plural(len(models), 'model')} by {title}, groups {', '.join(texts)}; the numbers are in the tables below"
-    return _svg(figure, label, texts), some_few
+    axes.xaxis.set_major_locator(few_ticks(5))
+    label = f"{metric} of {plural(len(models), 'model')} by {title}, groups {', '.join(texts)}; the numbers are in the tables below"
+    return to_svg(figure, label, texts), some_few
 
 
 def _slice_table(
@@ -949,16 +771,18 @@ def _slice_table(
         lines = [f'<tr class="group"><th colspan="{len(models) + 2}" scope="rowgroup">{name}</th></tr>']
         for group in groups:
             users = _num_users(found, group)
-            cells = [f'<th scope="row"><bdi>{_text(group)}</bdi></th><td>{_fact(users)}</td>']
+            cells = [f'<th scope="row"><bdi>{escaped(group)}</bdi></th><td>{fact(users)}</td>']
             for model in models:
                 entry = found[model.key].get(group) or {}
-                interval = _pair((entry.get("intervals") or {}).get(name))
-                value = _number(_finite((entry.get("metrics") or {}).get(name)))
+                interval = pair((entry.get("intervals") or {}).get(name))
+                value = number(finite((entry.get("metrics") or {}).get(name)))
                 cells.append(f"<td>{value}{_beneath(interval)}</td>")
             lines.append(f"<tr>{''.join(cells)}</tr>")
         bodies.append(f"<tbody>{''.join(lines)}</tbody>")
-    head = _heads(("Group", "Users", *(model.label for model in models)))
-    return f"<h3>By {_text(title)}</h3>{_table(head, ''.join(bodies), f'Numbers by {title}', 'plain')}"
+    head = head_row(("Group", "Users", *(model.label for model in models)))
+    return (
+        f"<h3>By {escaped(title)}</h3>{scroll_table(head, ''.join(bodies), f'Numbers by {title}', 'plain')}"
+    )
 
 
 def _curves(models: Sequence[_Model], curve: Sequence[tuple[int, float]]) -> str:
@@ -967,158 +791,25 @@ def _curves(models: Sequence[_Model], curve: Sequence[tuple[int, float]]) -> str
         (f"{model.label}: NDCG@10 on validation", "epoch", model.entry.get("curve") or ()) for model in models
     ]
     for title, unit, points in drawn:
-        finite = np.array([point for point in points if math.isfinite(point[1])], np.float64).reshape(-1, 2)
-        if len(finite) < 2:
+        kept = np.array([point for point in points if math.isfinite(point[1])], np.float64).reshape(-1, 2)
+        if len(kept) < 2:
             continue
-        steps, values = _thinned(finite).T
-        figure, axes = _axes(400, 220, (50, 12, 12, 42), "y")
+        steps, values = thinned(kept).T
+        figure, axes = new_axes(400, 220, (50, 12, 12, 42), "y")
         axes.plot(
-            steps, values, color=_MODEL, linewidth=1.8, marker="o" if len(steps) < 25 else "", markersize=4
+            steps, values, color=FIRST, linewidth=1.8, marker="o" if len(steps) < 25 else "", markersize=4
         )
         axes.margins(x=0.02)
-        axes.xaxis.set_major_locator(_ticks(5))
+        axes.xaxis.set_major_locator(few_ticks(5))
         axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
-        axes.yaxis.set_major_locator(_ticks(5))
-        axes.set_xlabel(unit, color=_MUTED)
-        first, final = finite[0], finite[-1]
-        span = f"{_number(first[1])} at {unit} {first[0]:,.0f}, {_number(final[1])} at {unit} {final[0]:,.0f}"
-        figures.append(_figure(_svg(figure, f"{title}: {span}"), f"{title}<span>{span}</span>"))
-        if len(steps) < len(finite):
+        axes.yaxis.set_major_locator(few_ticks(5))
+        axes.set_xlabel(unit, color=MUTED)
+        first, final = kept[0], kept[-1]
+        span = f"{number(first[1])} at {unit} {first[0]:,.0f}, {number(final[1])} at {unit} {final[0]:,.0f}"
+        figures.append(captioned(to_svg(figure, f"{title}: {span}"), f"{title}<span>{span}</span>"))
+        if len(steps) < len(kept):
             notes.append(
-                f"{title}: each point is the mean of {math.ceil(len(finite) / len(steps)):,} or fewer."
+                f"{title}: each point is the mean of {math.ceil(len(kept) / len(steps)):,} or fewer."
             )
     note = f'<p class="note">{" ".join(notes)}</p>' if notes else ""
     return f'<div class="plots">{"".join(figures)}</div>{note}' if figures else ""
-
-
-def _thinned(points: np.ndarray, most: int = 200) -> np.ndarray:
-    """Returns ``(points, 2)`` at most ``most`` points, means of equal stretches where there were more."""
-    if len(points) <= most:
-        return points
-    return np.stack([part.mean(0) for part in np.array_split(points, most)])
-
-
-# ---------------------------------------------------------------- style
-
-_STYLE = """
-:root {
-  --paper: #fcfbf9; --card: #ffffff; --text: #1d1f24; --muted: #5a5e68; --rule: #e2dfd8; --own: #eef4fb;
-  --good: #0a6b4d; --bad: #a83a0c; --warn: #8a2a06; --warn-paper: #fdf0e8;
-  --m0: #0b5fb3; --m1: #c67a6c; --m2: #8a9110; --m3: #570060; --m4: #039cc3; --m5: #ab316e; --m6: #624d02; --m7: #5f101e;
-}
-@media (prefers-color-scheme: dark) {
-  :root {
-    --paper: #16181d; --card: #1c1f26; --text: #e8e6e1; --muted: #a5a9b4; --rule: #32363f; --own: #1d2a3a;
-    --good: #5fd0a4; --bad: #ff9d6b; --warn: #ffb48a; --warn-paper: #38231a;
-    --m0: #68b1f5; --m1: #ae6b00; --m2: #98ffc8; --m3: #8f6e9b; --m4: #d1e9ff; --m5: #f0ef75; --m6: #caaa6f; --m7: #668268;
-  }
-}
-* { box-sizing: border-box; }
-html { -webkit-text-size-adjust: 100%; }
-body {
-  margin: 0; background: var(--paper); color: var(--text); line-height: 1.55; font-size: 1rem;
-  font-family: system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", "Helvetica Neue", Arial, sans-serif;
-}
-main, footer { max-width: 68rem; margin: 0 auto; padding: 0 1.25rem; }
-header { padding: 3rem 0 .5rem; max-width: 46rem; }
-h1, h2 { font-family: Charter, "Bitstream Charter", "Sitka Text", Cambria, "Noto Serif", Georgia, serif; }
-h1 { font-size: clamp(1.7rem, 5vw, 2.5rem); line-height: 1.15; margin: 0 0 .6rem; font-weight: 600; }
-h1, h3, tbody th, .words, li, p, figcaption { overflow-wrap: anywhere; }
-h2 { font-size: 1.4rem; line-height: 1.25; font-weight: 600; margin: 0 0 .9rem; }
-h3 { font-size: 1rem; margin: 0 0 .5rem; }
-h4 { font-size: .78rem; color: var(--muted); font-weight: 600; margin: .9rem 0 .25rem; }
-.kind { color: var(--muted); margin: 0 0 .2rem; font-size: .9rem; }
-.lead { margin: 0; color: var(--muted); }
-section { padding: 2.2rem 0 .4rem; }
-.banner { border-left: 4px solid var(--warn); background: var(--warn-paper); color: var(--text); padding: .8rem 1rem; margin: 1.2rem 0 0; max-width: 46rem; }
-.banner strong { display: block; color: var(--warn); font-size: 1.1rem; }
-.banner.calm { border-color: var(--m0); background: var(--own); }
-.summary { margin: 1.4rem 0 0; }
-.summary dl { display: flex; flex-wrap: wrap; gap: .6rem 3rem; margin: 0 0 .6rem; }
-.summary dt { color: var(--muted); font-size: .9rem; }
-.summary dd { margin: 0; font-size: 2.3rem; line-height: 1.15; font-variant-numeric: tabular-nums; }
-.summary small { display: block; font-size: .82rem; color: var(--muted); line-height: 1.5; }
-.summary p { margin: 0; max-width: 46rem; }
-.note { color: var(--muted); font-size: .85rem; margin: .7rem 0 0; max-width: 46rem; }
-dfn { font-style: normal; font-weight: 600; }
-.scroll { overflow-x: auto; }
-.scroll:focus-visible, summary:focus-visible { outline: 2px solid var(--m0); outline-offset: 2px; }
-table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums; }
-.scroll table { min-width: 100%; }
-th, td { padding: .5rem .7rem; text-align: right; vertical-align: top; border-bottom: 1px solid var(--rule); }
-thead th { color: var(--muted); font-weight: 600; font-size: .85rem; vertical-align: bottom; border-color: var(--muted); }
-th[scope=row], thead tr:first-child th:first-child, .words { text-align: left; }
-td { white-space: nowrap; }
-.words { white-space: normal; }
-tbody th { font-weight: 400; min-width: 9rem; max-width: 20rem; }
-.metrics thead th[colspan] { text-align: center; border-bottom: 0; padding-bottom: 0; color: var(--text); }
-td small, th small { display: block; color: var(--muted); font-size: .75rem; white-space: nowrap; }
-th small { white-space: normal; padding-left: 1.2rem; }
-.own > * { background: var(--own); }
-.own > th { font-weight: 600; box-shadow: inset 3px 0 0 var(--m0); }
-.group th { text-align: left; font-weight: 600; padding-top: 1rem; }
-.tests td { vertical-align: middle; }
-.ahead { color: var(--good); }
-.behind { color: var(--bad); }
-.not-told-apart { color: var(--muted); }
-.model { display: inline-flex; align-items: baseline; gap: .45rem; }
-.mark { flex: none; width: .75rem; height: .75rem; }
-.forest { width: 7.5rem; height: 1rem; vertical-align: middle; fill: currentColor; }
-.forest path { stroke: currentColor; stroke-width: 1.6; }
-.forest .zero { stroke: var(--muted); stroke-width: 1; opacity: .6; }
-.bar, .bar > span { display: block; height: 5px; border-radius: 3px; }
-.bar { margin-top: .3rem; background: var(--rule); min-width: 4.5rem; }
-.legend { display: flex; flex-wrap: wrap; gap: .25rem 1.4rem; list-style: none; margin: 0 0 1rem; padding: 0; font-size: .88rem; }
-.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)); gap: 1.8rem 2.4rem; align-items: start; }
-.plots > * { min-width: 0; }
-figure { margin: 0; }
-figcaption { font-weight: 600; margin-bottom: .4rem; }
-figcaption span { font-weight: 400; color: var(--muted); font-size: .85rem; margin-left: .6rem; }
-.plot { display: block; width: 100%; height: auto; max-width: 29rem; overflow: visible; }
-.plot * { stroke-linejoin: round; stroke-linecap: round; }
-.plot text { font-variant-numeric: tabular-nums; paint-order: stroke; stroke: var(--paper); stroke-width: 4px; }
-.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 19rem), 1fr)); gap: 1rem; }
-.card { background: var(--card); border: 1px solid var(--rule); border-radius: 8px; padding: 1rem 1.1rem; font-size: .92rem; min-width: 0; }
-.card ul, .card ol { margin: 0; padding-left: 1.4rem; }
-.card ul { list-style: none; padding-left: 0; }
-.card li { margin: .1rem 0; }
-.hit { font-weight: 600; }
-.hit::marker { color: var(--good); }
-.taken { color: var(--good); margin-left: .5rem; white-space: nowrap; }
-.score { color: var(--muted); font-weight: 400; font-size: .8rem; margin-left: .5rem; font-variant-numeric: tabular-nums; }
-.aside { font-weight: 400; }
-details { border-top: 1px solid var(--rule); padding: .2rem 0; }
-section > details:last-child { border-bottom: 1px solid var(--rule); }
-summary { cursor: pointer; padding: .5rem 0; font-weight: 600; }
-details h3 { margin: 1rem 0 .3rem; }
-.note + details { margin-top: .8rem; }
-.columns { columns: 24rem; column-gap: 2.5rem; padding: .4rem 0 1rem; }
-.columns table { width: 100%; margin-bottom: 1.4rem; break-inside: avoid; }
-.columns h3 { break-after: avoid; }
-.facts th, .facts td { padding: .25rem .7rem .25rem 0; font-size: .85rem; }
-.facts th { color: var(--muted); text-align: left; min-width: 0; }
-.hidden { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); white-space: nowrap; }
-footer { color: var(--muted); font-size: .82rem; padding-top: 2rem; padding-bottom: 3rem; }
-@media (max-width: 40rem) {
-  header { padding-top: 1.6rem; }
-  th, td { padding: .45rem .5rem; }
-  .scroll tbody th { min-width: 8rem; max-width: 11rem; }
-  .metrics th:first-child[scope=row], .tests th[scope=row], .bias th[scope=row] { position: sticky; left: 0; background: var(--paper); }
-  .own > th[scope=row] { background: var(--own); }
-}
-@media print {
-  :root {
-    --paper: #ffffff; --card: #ffffff; --text: #000000; --muted: #444444; --rule: #cccccc; --own: #eef4fb;
-    --good: #0a6b4d; --bad: #a83a0c; --warn: #8a2a06; --warn-paper: #fdf0e8;
-    --m0: #0b5fb3; --m1: #c67a6c; --m2: #8a9110; --m3: #570060; --m4: #039cc3; --m5: #ab316e; --m6: #624d02; --m7: #5f101e;
-  }
-  * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
-  html { font-size: 11px; }
-  main, footer { max-width: none; padding: 0; }
-  section { padding-top: 1.4rem; }
-  figure, .plots, .legend, .card, tr, .banner { break-inside: avoid; }
-  h2, h3, .legend, .group { break-after: avoid; }
-  .scroll { overflow: visible; }
-  details::details-content { content-visibility: visible; block-size: auto; }
-}
-"""

@@ -1,49 +1,14 @@
 import copy
 import math
 import re
-from html.parser import HTMLParser
 
 import pytest
 
 from genrec.evaluation.page import write_comparison, write_page
 
-VOID = {"meta", "br", "img", "link", "hr", "input"}
+from pages import Page
+
 EVIL = "<script>alert(1)</script> & \"quoted\" 'too' $x^2$"
-
-
-class Page(HTMLParser):
-    """Text, tags and ids of a page; fails where a tag is closed that is not open, or left open."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.open, self.tags, self.attributes, self.words = [], [], [], []
-        self.feed(text)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes += [(tag, *pair) for pair in attrs]
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes += [(tag, *pair) for pair in attrs]
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if self.open and self.open[-1] != "style":
-            self.words.append(data)
-
-    @property
-    def text(self):
-        return " ".join(" ".join(self.words).split())
-
-    def values(self, name):
-        return [value for _, attribute, value in self.attributes if attribute == name]
 
 
 def entry(name, level, **more):
