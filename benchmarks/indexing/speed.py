@@ -24,16 +24,17 @@ from genrec.core.files import megabytes, write_json
 from genrec.core.progress import say
 from genrec.indexing import ItemTrie
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import methods
 from machine import ROOT, hardware, working_tree
+from methods import Figures
 
 RESULTS = ROOT / "benchmarks" / "indexing" / "results"
 LEVELS, TOKENS = 4, 256
 LOOKUPS, PER_CODE = 1_000_000, 10
 ALLOWED = 0.1
 REPEATS = 3
-
-Figures = dict[str, float]
 
 
 class Measurement(NamedTuple):
@@ -207,6 +208,22 @@ MEASUREMENTS: dict[str, dict[str, Measurement]] = {
         "restrict, dict of dicts": Measurement(dict_restrict, 1_000_000),
         "step, dict of dicts": Measurement(dict_step, 1_000_000),
     },
+    "rq_kmeans": {
+        "quantize": Measurement(methods.kmeans_quantize, 1_000_000),
+        "index": Measurement(methods.kmeans_index, 1_000_000),
+        "quantize, k-means of all": Measurement(methods.kmeans_of_all, 125_000),
+    },
+    "collaborative": {
+        "index": Measurement(methods.collaborative_index, 100_000),
+        "index, dense matrix": Measurement(methods.collaborative_dense, 6_000),
+    },
+    # All of Beauty and random halves of it.
+    "rq_vae": {
+        "index": Measurement(methods.vae_index, 12_101),
+        "index, 50 epochs": Measurement(partial(methods.vae_index, epochs=50), 12_101),
+        "index, 100 epochs": Measurement(partial(methods.vae_index, epochs=100), 12_101),
+        "index, LC-Rec's way": Measurement(methods.vae_lcrec, 12_101),
+    },
 }
 
 
@@ -261,7 +278,7 @@ def with_growth(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     known = {(row["measurement"], row["size"]): row["figures"] for row in rows}
     grown = []
     for row in rows:
-        half = known.get((row["measurement"], row["size"] / 2), {})
+        half = known.get((row["measurement"], row["size"] // 2), {})
         growth = {
             name: round(value / half[name], 3) for name, value in row["figures"].items() if half.get(name)
         }
