@@ -19,7 +19,12 @@ from genrec.indexing.sinkhorn import balanced
 from genrec.indexing.vectors import all_finite, item_vectors, new_item_vectors
 
 SAMPLE_PER_CENTROID = 512  # where more items than this are there for each, k-means is fitted on a sample
-STARTS_PER_CENTROID = 64  # and its starts are chosen from a sample of that, which is a third of its time else
+STARTS_PER_CENTROID = (
+    64  # its starts are chosen from a sample of that, which takes longer than all turns else
+)
+TURNS = (
+    50  # at most; 131,072 x 384 converged after 36 to 106, the sum of squares then within .01 % of the end
+)
 ROWS_AT_ONCE = 65_536
 BALANCED_TURNS = 20
 
@@ -139,7 +144,12 @@ def _fit(residual: np.ndarray, clusters: int, seed: int) -> np.ndarray:
         warnings.simplefilter("ignore", ConvergenceWarning)
         # It may take the mean off a sample in place, which is ours alone.
         kmeans = KMeans(
-            min(clusters, len(rows)), init=starts, n_init=1, random_state=seed, copy_x=rows is residual
+            min(clusters, len(rows)),
+            init=starts,
+            n_init=1,
+            max_iter=TURNS,
+            random_state=seed,
+            copy_x=rows is residual,
         )
         return kmeans.fit(rows).cluster_centers_
 

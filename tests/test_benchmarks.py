@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -596,15 +595,14 @@ def test_residual_kmeans_and_k_means_of_all_items_leave_as_much_over(monkeypatch
     monkeypatch.setattr(speed.methods, "WIDTH", 12)
     monkeypatch.setattr(speed.methods, "CODES", 16)
     found = here("rq_kmeans", 600)
-    ours, theirs = found["quantize"], found["quantize, k-means of all"]
+    ours, theirs = found["index"], found["index, k-means of all"]
     assert 0 < ours["left_share"] == pytest.approx(theirs["left_share"], rel=0.05)
-    assert found["index"]["collided_after"] == 0
+    assert 0 < ours["collided_share"] == pytest.approx(theirs["collided_share"], abs=0.1)
+    assert ours["collided_after"] == 0
     assert ours["input_mb"] == 600 * 12 * 4 / 1e6
     vectors = speed.methods.mixture(50, 0)
-    nothing = [vectors, vectors[:1] * 0]
-    assert speed.methods.left_over(vectors, [[n, 0] for n in range(50)] @ np.eye(2, dtype=int), nothing) == 0
-    mean = [vectors.mean(0, keepdims=True)]
-    assert speed.methods.left_over(vectors, np.zeros((50, 1), int), mean) == pytest.approx(1)
+    assert speed.methods.left_over(vectors, [vectors]) == 0
+    assert speed.methods.left_over(vectors, [vectors.mean(0, keepdims=True)]) == pytest.approx(1)
 
 
 def test_the_sparse_tree_of_clusters_is_that_of_the_dense_matrix():
@@ -679,7 +677,7 @@ def test_the_peers_are_measured_at_sizes_that_ours_is_measured_at():
         for part, measurement in parts.items():
             name = next(name for name, other in speed.MEASUREMENTS.items() if other is parts)
             sizes, n = speed.sizes_of(name, part, None), measurement.largest
-            assert {n // 4, n // 2, n} <= set(sizes)
+            assert {size for size in (n // 4, n // 2, n) if size >= measurement.smallest} <= set(sizes)
             assert max(sizes) == n
             if ", " in part:
                 assert set(sizes) <= set(speed.sizes_of(name, part.split(",")[0], None))

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from genrec.indexing.collaborative import _split, _taken
 from genrec.indexing.collisions import settle
 from genrec.indexing.encoders import text_vectors
 from genrec.indexing.quality import code_quality, collaborative_purity, groups_by_prefix, semantic_purity
-from genrec.indexing.rq_kmeans import assign, level_distances, quantize
+from genrec.indexing.rq_kmeans import assign, level_distances
 from genrec.indexing.rq_vae import _encode
 from genrec.indexing.vectors import cooccurrence, item_vectors
 
@@ -61,28 +61,21 @@ def mixture(size: int, seed: int) -> np.ndarray:
     return vectors
 
 
-def left_over(vectors: np.ndarray, codes: np.ndarray, centroids: list[np.ndarray]) -> float:
-    """Returns the mean squared length of what the last level left, over that of vectors less their mean."""
+def left_over(vectors: np.ndarray, centroids: Sequence[np.ndarray]) -> float:
+    """Returns the mean squared length of what the nearest centroids leave over, over that of vectors less their mean."""
     mean, left, whole = vectors.mean(0, dtype=np.float64), 0.0, 0.0
     for first in range(0, len(vectors), 65_536):
-        part = slice(first, first + 65_536)
-        rest = vectors[part].astype(np.float64)
+        rest = vectors[first : first + 65_536].astype(np.float64)
         whole += float(((rest - mean) ** 2).sum())
+        codes = assign(rest, centroids)
         for level, values in enumerate(centroids):
-            rest -= values[codes[part, level]]
+            rest -= values[codes[:, level]]
         left += float((rest**2).sum())
     return left / whole
 
 
-def kmeans_quantize(size: int, seed: int) -> Figures:
-    """As ``rq_kmeans`` does it, on a sample of the items where there are more than 131,072."""
-    vectors = mixture(size, seed)
-    (codes, centroids), figures = timed(lambda: quantize(vectors, KMEANS_LEVELS, CODES, seed), "quantize")
-    return figures | {"left_share": left_over(vectors, codes, centroids), "input_mb": vectors.nbytes / 1e6}
-
-
 def kmeans_index(size: int, seed: int) -> Figures:
-    """The whole way from vectors to an index without collisions."""
+    """As ``rq_kmeans`` does it, from vectors to an index without collisions; its k-means has 131,072 items at most."""
     vectors, items = mixture(size, seed), catalog(size)
     settings = IndexSettings(
         levels=KMEANS_LEVELS,
@@ -94,7 +87,10 @@ def kmeans_index(size: int, seed: int) -> Figures:
     index, figures = timed(
         lambda: build_index("rq_kmeans", items, {}, settings, collaborative=vectors), "index"
     )
+    scale = float(index.state["collaborative_scale"])
+    centroids = [index.state[f"centroids_{level}"] * scale for level in range(KMEANS_LEVELS)]
     return figures | {
+        "left_share": left_over(vectors, centroids),
         "collided_share": index.report["collision_rate_before"],
         "touched": index.report["num_items_touched"],
         "collided_after": size - len(set(index.codes.values())),
@@ -103,7 +99,10 @@ def kmeans_index(size: int, seed: int) -> Figures:
 
 
 def kmeans_of_all(size: int, seed: int) -> Figures:
-    """Scikit-learn's k-means on all items at every level, as the public code of MiniOneRec and GRID has it."""
+    """Scikit-learn's k-means on all items at every level, as the public code of MiniOneRec and GRID has it.
+
+    Only the codes: collisions stay, and there is no index.
+    """
     from sklearn.cluster import KMeans
 
     vectors = mixture(size, seed)
@@ -117,8 +116,12 @@ def kmeans_of_all(size: int, seed: int) -> Figures:
             residual -= found.cluster_centers_[found.labels_]
         return codes, centroids
 
-    (codes, centroids), figures = timed(fit, "quantize")
-    return figures | {"left_share": left_over(vectors, codes, centroids), "input_mb": vectors.nbytes / 1e6}
+    (codes, centroids), figures = timed(fit, "index")
+    return figures | {
+        "left_share": left_over(vectors, centroids),
+        "collided_share": 1 - len(np.unique(codes, axis=0)) / size,
+        "input_mb": vectors.nbytes / 1e6,
+    }
 
 
 # --- collaborative
