@@ -171,7 +171,9 @@ def _balance(residual: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, n
     return centroids, codes
 
 
-def level_distances(vectors: np.ndarray, codes: np.ndarray, centroids: Sequence[np.ndarray]) -> Distances:
+def level_distances(
+    vectors: np.ndarray, codes: np.ndarray, centroids: Sequence[np.ndarray] | np.ndarray
+) -> Distances:
     """Returns what gives the squared distances of items, after the levels before, to a level's centroids."""
 
     def distances(rows: np.ndarray, level: int) -> np.ndarray:
@@ -184,7 +186,7 @@ def level_distances(vectors: np.ndarray, codes: np.ndarray, centroids: Sequence[
     return distances
 
 
-def assign(vectors: np.ndarray, centroids: Sequence[np.ndarray]) -> np.ndarray:
+def assign(vectors: np.ndarray, centroids: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
     """Returns the residual codes ``(items, levels)`` of vectors by the nearest centroids."""
     codes, residual = np.empty((len(vectors), len(centroids)), np.int64), np.array(vectors, np.float32)
     for level, values in enumerate(centroids):

@@ -64,8 +64,8 @@ def mixture(size: int, seed: int) -> np.ndarray:
 def left_over(vectors: np.ndarray, centroids: Sequence[np.ndarray]) -> float:
     """Returns the mean squared length of what the nearest centroids leave over, over that of vectors less their mean."""
     mean, left, whole = vectors.mean(0, dtype=np.float64), 0.0, 0.0
-    for first in range(0, len(vectors), 65_536):
-        rest = vectors[first : first + 65_536].astype(np.float64)
+    for first in range(0, len(vectors), 8192):  # so that it is not what takes the most memory
+        rest = vectors[first : first + 8192].astype(np.float64)
         whole += float(((rest - mean) ** 2).sum())
         codes = assign(rest, centroids)
         for level, values in enumerate(centroids):
@@ -381,7 +381,7 @@ def vae_lcrec(size: int, seed: int, epochs: int | None = None) -> Figures:
         for epoch in range(epochs):
             for rows in torch.randperm(len(data)).split(options.batch_size):
                 encoded = encoder(data[rows])
-                if best is None and epoch == 0 and not books.any():
+                if not books.any():
                     rest = encoded.detach().numpy()
                     for level in range(VAE_LEVELS):
                         found = KMeans(min(CODES, len(rest)), n_init=1, max_iter=100, random_state=seed).fit(
