@@ -48,16 +48,18 @@ def catalog(size: int) -> ItemCatalog:
 
 
 def mixture(size: int, seed: int) -> np.ndarray:
-    """Returns ``(size, 384)`` float32: 500 kinds, 20,000 finer ones that any kind may have, and noise of that size."""
+    """Returns ``(size, 384)`` float32: sums of three of 300 random vectors each, of lengths as 1, .7, .5, and noise, .4."""
     rng = np.random.default_rng(seed)
-    kinds, finer = (rng.standard_normal((count, WIDTH), dtype=np.float32) for count in (500, 20_000))
+    kinds = [
+        np.float32(scale) * rng.standard_normal((300, WIDTH), dtype=np.float32) for scale in (1, 0.7, 0.5)
+    ]
     vectors = np.empty((size, WIDTH), np.float32)
     for first in range(0, size, 65_536):
         part = vectors[first : first + 65_536]
         rng.standard_normal(out=part, dtype=np.float32)
-        part += finer[rng.integers(len(finer), size=len(part))]
-        part *= 0.5
-        part += kinds[rng.integers(len(kinds), size=len(part))]
+        part *= 0.4
+        for kind in kinds:
+            part += kind[rng.integers(len(kind), size=len(part))]
     return vectors
 
 

@@ -210,8 +210,8 @@ MEASUREMENTS: dict[str, dict[str, Measurement]] = {
         "step, dict of dicts": Measurement(dict_step, 1_000_000),
     },
     "rq_kmeans": {
-        "index": Measurement(methods.kmeans_index, 1_000_000, 125_000),
-        "index, k-means of all": Measurement(methods.kmeans_of_all, 250_000, 125_000),
+        "index": Measurement(methods.kmeans_index, 1_000_000, 31_250),
+        "index, k-means of all": Measurement(methods.kmeans_of_all, 62_500, 31_250),
     },
     "collaborative": {
         "index": Measurement(methods.collaborative_index, 100_000),
