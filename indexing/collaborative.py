@@ -18,6 +18,7 @@ from genrec.indexing.vectors import interactions
 
 UNSEEN = "unseen"
 MAX_DEPTH = 8  # Hua et al. nest as many loops
+RESTARTS = 1000  # of the eigen-solver; splits of real and planted histories need some dozens
 
 
 @dataclass
@@ -41,7 +42,8 @@ class Collaborative(Indexer):
     in random order, and as they come. Parts of the graph that no history joins are never mixed by the spectrum:
     the largest is clustered, the others are put together whole, and those too small to be split fill parts of
     near equal size. A cluster that comes back undivided, or lies 8 deep, is cut by position along its second
-    eigenvector, so that recursion ends.
+    eigenvector, so that recursion ends. Where the eigen-solver does not find all eigenvectors, the cluster has as many
+    parts as it found.
 
     Source: CID in Hua et al., "How to Index Item IDs", SIGIR-AP 2023, and its public code; ``shared`` as in OpenP5.
     Differs in memory: the graph is never written out (Hua et al. hold a dense matrix, 80 GB at 100,000 items), as
@@ -178,6 +180,8 @@ def _packed(components: np.ndarray, parts: int) -> list[np.ndarray]:
 def _spectral_clusters(of: Any, parts: int, seed: int, by_position: bool) -> np.ndarray:
     """Returns a label below ``parts`` for each item of a connected graph, ``(items,)``; at least two labels occur.
 
+    Fewer than ``parts`` labels occur where the eigen-solver found fewer eigenvectors.
+
     The normalised Laplacian's lowest eigenvectors (Ng, Jordan and Weiss, NIPS 2001), divided by the roots of the
     degrees, then assigned by pivoted QR (Damle, Minden and Ying, 2019), as scikit-learn's SpectralClustering with
     ``assign_labels="cluster_qr"`` does on the dense matrix.
@@ -189,7 +193,7 @@ def _spectral_clusters(of: Any, parts: int, seed: int, by_position: bool) -> np.
         by_position: Cut along the second eigenvector into equal parts instead.
     """
     from scipy.linalg import qr, svd
-    from scipy.sparse.linalg import LinearOperator, eigsh
+    from scipy.sparse.linalg import ArpackError, ArpackNoConvergence, LinearOperator, eigsh
 
     n = of.shape[1]
     transposed = of.T.tocsr()
@@ -205,16 +209,24 @@ def _spectral_clusters(of: Any, parts: int, seed: int, by_position: bool) -> np.
     if wanted < n - 1:
         start = np.random.default_rng(seed).normal(size=n)
         operator = LinearOperator((n, n), matvec=times, dtype=np.float64)
-        values, vectors = eigsh(operator, k=wanted, which="LA", v0=start, tol=1e-6)
+        try:
+            values, vectors = eigsh(operator, k=wanted, which="LA", v0=start, tol=1e-6, maxiter=RESTARTS)
+        except ArpackNoConvergence as error:
+            values, vectors = error.eigenvalues, error.eigenvectors
+        except ArpackError:  # such as no factorisation from this start
+            values, vectors = np.empty(0), np.empty((n, 0))
     else:  # ARPACK needs fewer eigenvectors than items
         values, vectors = np.linalg.eigh(np.column_stack([times(column) for column in np.eye(n)]))
     maps = vectors[:, np.argsort(-values, kind="stable")[:wanted]] / root[:, None]
-    if not by_position and n > parts:
+    found = maps.shape[1]
+    if not by_position and n > found > 1:
         _, _, pivots = qr(maps.T, pivoting=True)
-        left, _, right = svd(maps[pivots[:parts]].T)
+        left, _, right = svd(maps[pivots[:found]].T)
         labels = np.abs(maps @ (left @ right)).argmax(1)
         if len(np.unique(labels)) > 1:
             return labels
+    # The first eigenvector divided by the root is constant. Where there is no second one, popular items come first.
+    along = maps[:, 1] if found > 1 else -degree
     labels = np.empty(n, np.int64)
-    labels[np.argsort(maps[:, min(1, wanted - 1)], kind="stable")] = np.arange(n) * parts // n
+    labels[np.argsort(along, kind="stable")] = np.arange(n) * parts // n
     return labels

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -16,9 +17,15 @@ from genrec.indexing.indexer import Indexer, IndexInputs
 from genrec.indexing.quality import group_sums
 from genrec.indexing.settings import IndexSettings
 from genrec.indexing.sinkhorn import balanced
-from genrec.indexing.vectors import item_vectors, new_item_vectors
+from genrec.indexing.vectors import all_finite, item_vectors, new_item_vectors
 
 SAMPLE_PER_CENTROID = 512  # where more items than this are there for each, k-means is fitted on a sample
+STARTS_PER_CENTROID = (
+    64  # its starts are chosen from a sample of that, which takes longer than all turns else
+)
+TURNS = (
+    50  # at most; 131,072 x 384 converged after 36 to 106, the sum of squares then within .01 % of the end
+)
 ROWS_AT_ONCE = 65_536
 BALANCED_TURNS = 20
 
@@ -91,7 +98,7 @@ def quantize(
     Raises:
         IndexingError: If a vector is not finite.
     """
-    if not np.isfinite(vectors).all():
+    if not all_finite(vectors):
         row = int(np.flatnonzero(~np.isfinite(vectors).all(1))[0])
         raise IndexingError(f"The item vector in row {row} is not finite; all must be.")
     residual = np.array(vectors, np.float32)
@@ -103,9 +110,7 @@ def quantize(
         else:
             values = _fit(residual, codebook_size, seed + level)
             codes[:, level] = nearest(residual, values)
-        for first in range(0, len(residual), ROWS_AT_ONCE):
-            part = slice(first, first + ROWS_AT_ONCE)
-            residual[part] -= values[codes[part, level]]
+        _subtract(residual, values, codes[:, level])
         centroids.append(values)
     return codes, centroids
 
@@ -130,17 +135,30 @@ def squared_distances(vectors: np.ndarray, centroids: np.ndarray) -> np.ndarray:
 
 
 def _fit(residual: np.ndarray, clusters: int, seed: int) -> np.ndarray:
-    from sklearn.cluster import KMeans  # half a second that most commands need not spend
+    from sklearn.cluster import KMeans, kmeans_plusplus  # half a second that most commands need not spend
     from sklearn.exceptions import ConvergenceWarning
 
+    rng = np.random.default_rng(seed)
     rows = residual
     if len(rows) > clusters * SAMPLE_PER_CENTROID:
-        chosen = np.random.default_rng(seed).choice(len(rows), clusters * SAMPLE_PER_CENTROID, replace=False)
-        rows = rows[np.sort(chosen)]
+        rows = rows[np.sort(rng.choice(len(rows), clusters * SAMPLE_PER_CENTROID, replace=False))]
+    starts: Any = "k-means++"
+    if len(rows) > clusters * STARTS_PER_CENTROID:
+        few = rows[rng.choice(len(rows), clusters * STARTS_PER_CENTROID, replace=False)]
+        starts, _ = kmeans_plusplus(few, clusters, random_state=seed)
     with warnings.catch_warnings():
         # Fewer distinct rows than clusters give equal centroids, of which the first is taken.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        return KMeans(min(clusters, len(rows)), n_init=1, random_state=seed).fit(rows).cluster_centers_
+        # It may take the mean off a sample in place, which is ours alone.
+        kmeans = KMeans(
+            min(clusters, len(rows)),
+            init=starts,
+            n_init=1,
+            max_iter=TURNS,
+            random_state=seed,
+            copy_x=rows is residual,
+        )
+        return kmeans.fit(rows).cluster_centers_
 
 
 def _balance(residual: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -180,5 +198,12 @@ def assign(vectors: np.ndarray, centroids: Sequence[np.ndarray] | np.ndarray) ->
     codes, residual = np.empty((len(vectors), len(centroids)), np.int64), np.array(vectors, np.float32)
     for level, values in enumerate(centroids):
         codes[:, level] = nearest(residual, values)
-        residual -= values[codes[:, level]]
+        _subtract(residual, values, codes[:, level])
     return codes
+
+
+def _subtract(residual: np.ndarray, centroids: np.ndarray, codes: np.ndarray) -> None:
+    """Takes each row's centroid off it, in place, some thousand rows at once."""
+    for first in range(0, len(residual), ROWS_AT_ONCE):
+        part = slice(first, first + ROWS_AT_ONCE)
+        residual[part] -= centroids[codes[part]]

@@ -15,7 +15,7 @@ from genrec.indexing.settings import IndexSettings
 
 
 def item_vectors(inputs: IndexInputs) -> tuple[np.ndarray, State]:
-    """Returns ``(items, width)`` vectors as ``settings.vectors`` asks for them, and what new items need.
+    """Returns ``(items, width)`` float32 vectors as ``settings.vectors`` asks for them, and what new items need.
 
     Both kinds are scaled to mean square length 1 before they are put side by side, or mapped into one space
     (``_align``). An item without training interactions has a collaborative part of 0.
@@ -33,19 +33,19 @@ def item_vectors(inputs: IndexInputs) -> tuple[np.ndarray, State]:
         parts["text"], state = text_vectors(inputs.items, settings)
         _check_finite(parts["text"], "text vector", inputs.items)
     for kind, values in parts.items():
-        scale = float(np.sqrt((values.astype(np.float64) ** 2).sum(1).mean())) or 1.0
-        parts[kind] = values / scale
+        scale = _root_mean_square(values)
+        parts[kind] = np.divide(values, scale, dtype=np.float32, casting="same_kind")
         state[f"{kind}_scale"] = np.array(scale)
         state[f"{kind}_width"] = np.array(values.shape[1])
     if len(parts) == 2 and settings.fusion == "aligned":
         maps = _align(parts["text"], parts["collaborative"], settings.vector_size, settings.seed)
         state["text_map"], state["collaborative_map"] = maps
         return _aligned(parts["text"], parts["collaborative"], *maps), state
-    return np.hstack(list(parts.values())), state
+    return _side_by_side(*parts.values()), state
 
 
 def new_item_vectors(items: ItemCatalog, settings: IndexSettings, state: State) -> np.ndarray:
-    """Returns ``(items, width)`` vectors of items that came later, from their text alone.
+    """Returns ``(items, width)`` float32 vectors of items that came later, from their text alone.
 
     Raises:
         IndexingError: If the vectors of the index have no text in them.
@@ -55,14 +55,28 @@ def new_item_vectors(items: ItemCatalog, settings: IndexSettings, state: State) 
             "The codes were made of collaborative vectors only, which new items do not have. Build an index with "
             "index.vectors=both or text to be able to extend it."
         )
-    text = new_text_vectors(items, settings, state) / float(state["text_scale"])
+    values = new_text_vectors(items, settings, state)
+    text = np.divide(values, float(state["text_scale"]), dtype=np.float32, casting="same_kind")
     _check_finite(text, "text vector", items)
     if "collaborative_scale" not in state:
         return text
-    nothing = np.zeros((len(items), int(state["collaborative_width"])))
+    nothing = np.zeros((len(items), int(state["collaborative_width"])), np.float32)
     if "text_map" in state:
         return _aligned(text, nothing, state["text_map"], state["collaborative_map"])
-    return np.hstack([nothing, text])
+    return _side_by_side(nothing, text)
+
+
+def _root_mean_square(vectors: np.ndarray) -> float:
+    """Returns the root of the mean squared length, 1 where all are zero; float64 of some thousand rows at once."""
+    total = sum(
+        float((vectors[first : first + 4096].astype(np.float64) ** 2).sum())
+        for first in range(0, len(vectors), 4096)
+    )
+    return (total / max(1, len(vectors))) ** 0.5 or 1.0
+
+
+def _side_by_side(*parts: np.ndarray) -> np.ndarray:
+    return parts[0] if len(parts) == 1 else np.hstack(parts)
 
 
 def collaborative_vectors(inputs: IndexInputs) -> np.ndarray:
@@ -215,7 +229,7 @@ def _align(
 def _aligned(
     text: np.ndarray, collaborative: np.ndarray, text_map: np.ndarray, collaborative_map: np.ndarray
 ) -> np.ndarray:
-    """Returns the mean of both unit vectors in the common space; of an item with one kind only that one."""
+    """Returns the mean of both unit vectors in the common space, float32; of an item with one kind only that one."""
 
     def unit(values: np.ndarray) -> np.ndarray:
         length = np.linalg.norm(values, axis=1, keepdims=True)
@@ -223,12 +237,17 @@ def _aligned(
 
     a, b = unit(text @ text_map), unit(collaborative @ collaborative_map)
     kinds = (a != 0).any(1).astype(float) + (b != 0).any(1)
-    return (a + b) / np.maximum(kinds, 1)[:, None]
+    return ((a + b) / np.maximum(kinds, 1)[:, None]).astype(np.float32)
+
+
+def all_finite(vectors: np.ndarray) -> bool:
+    """Returns whether every number is finite, without an array of the vectors' size."""
+    return bool(np.isfinite([vectors.min(initial=0), vectors.max(initial=0)]).all())
 
 
 def _check_finite(vectors: np.ndarray, what: str, items: ItemCatalog) -> None:
-    bad = np.flatnonzero(~np.isfinite(vectors).all(1))
-    if len(bad):
+    if not all_finite(vectors):
+        bad = np.flatnonzero(~np.isfinite(vectors).all(1))
         raise IndexingError(
             f"{len(bad):,} items have a {what} that is not finite, first {items.item_ids[bad[0]]!r} (row {bad[0]}); "
             "all must be."

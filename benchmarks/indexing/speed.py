@@ -24,8 +24,11 @@ from genrec.core.files import megabytes, write_json
 from genrec.core.progress import say
 from genrec.indexing import ItemTrie
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import methods
 from machine import ROOT, hardware, working_tree
+from methods import Figures
 
 RESULTS = ROOT / "benchmarks" / "indexing" / "results"
 LEVELS, TOKENS = 4, 256
@@ -33,18 +36,17 @@ LOOKUPS, PER_CODE = 1_000_000, 10
 ALLOWED = 0.1
 REPEATS = 3
 
-Figures = dict[str, float]
-
 
 class Measurement(NamedTuple):
     """A row of the table: what is measured, and how large it gets unless ``--sizes`` says otherwise.
 
     ``run`` takes a size and a seed, and returns figures whose names end in their unit. It has a process of
-    its own, whose peak memory is added to them.
+    its own, whose peak memory is added to them. ``smallest`` leaves out smaller ones of the sizes.
     """
 
     run: Callable[[int, int], Figures]
     largest: int
+    smallest: int = 1
 
 
 def random_codes(size: int, seed: int) -> np.ndarray:
@@ -207,6 +209,21 @@ MEASUREMENTS: dict[str, dict[str, Measurement]] = {
         "restrict, dict of dicts": Measurement(dict_restrict, 1_000_000),
         "step, dict of dicts": Measurement(dict_step, 1_000_000),
     },
+    "rq_kmeans": {
+        "index": Measurement(methods.kmeans_index, 1_000_000, 31_250),
+        "index, k-means of all": Measurement(methods.kmeans_of_all, 62_500, 31_250),
+    },
+    "collaborative": {
+        "index": Measurement(methods.collaborative_index, 100_000),
+        "index, dense matrix": Measurement(methods.collaborative_dense, 6_000),
+    },
+    # All of Beauty and random halves of it.
+    "rq_vae": {
+        "index": Measurement(methods.vae_index, 12_101),
+        "index, 50 epochs": Measurement(partial(methods.vae_index, epochs=50), 12_101, 12_101),
+        "index, 100 epochs": Measurement(partial(methods.vae_index, epochs=100), 12_101, 12_101),
+        "index, LC-Rec's way": Measurement(methods.vae_lcrec, 12_101, 12_101),
+    },
 }
 
 
@@ -253,7 +270,8 @@ def sizes_of(name: str, part: str, sizes: Sequence[int] | None) -> list[int]:
         return sorted(set(sizes))
     largest = {measurement.largest for measurement in MEASUREMENTS[name].values()}
     every = {n // divisor for n in largest for divisor in (4, 2, 1)}
-    return sorted(size for size in every if size <= MEASUREMENTS[name][part].largest)
+    own = MEASUREMENTS[name][part]
+    return sorted(size for size in every if own.smallest <= size <= own.largest)
 
 
 def with_growth(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -261,7 +279,7 @@ def with_growth(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     known = {(row["measurement"], row["size"]): row["figures"] for row in rows}
     grown = []
     for row in rows:
-        half = known.get((row["measurement"], row["size"] / 2), {})
+        half = known.get((row["measurement"], row["size"] // 2), {})
         growth = {
             name: round(value / half[name], 3) for name, value in row["figures"].items() if half.get(name)
         }

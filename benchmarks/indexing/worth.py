@@ -27,9 +27,8 @@ from genrec.recipe import Recipe, parse_recipe
 from genrec.runs import versions
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from run import data_source
-
 from machine import ROOT, hardware, working_tree
+from run import data_source
 
 RESULTS = ROOT / "benchmarks" / "indexing" / "results"
 

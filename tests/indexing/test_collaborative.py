@@ -3,10 +3,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
+from scipy.sparse.linalg import ArpackError, ArpackNoConvergence, eigsh
 
 from genrec.core.errors import IndexingError
 from genrec.data_prep import ItemCatalog
 from genrec.indexing import IndexSettings, build_index
+from genrec.indexing import collaborative as module
 from genrec.indexing.codes import symbols
 from genrec.indexing.collaborative import _spectral_clusters
 from genrec.indexing.vectors import cooccurrence, cooccurrence_vectors, propagation_vectors
@@ -89,6 +91,49 @@ def test_a_graph_that_cannot_be_divided_is_cut_by_position():
     index = build_index("collaborative", catalog(30), train, IndexSettings(branching=2, leaf_size=4))
     assert len(set(index.codes.values())) == 30
     assert index.num_levels <= 12
+
+
+def far_from_solved():
+    """A ring of items, each taken with the next: its eigenvalues lie too close together for few restarts."""
+    return {f"u{n}": [str(n), str((n + 1) % 400)] for n in range(400)}
+
+
+@pytest.mark.parametrize("restarts", [1, 6, 12])
+def test_an_eigen_solver_that_does_not_converge_leaves_small_leaves_and_the_same_codes_again(
+    monkeypatch, restarts
+):
+    options = IndexSettings(branching=4, leaf_size=20)
+    converged = []
+
+    def counted(*arguments, **options):
+        try:
+            found = eigsh(*arguments, **options)
+        except ArpackNoConvergence as error:
+            converged.append(len(error.eigenvalues))
+            raise
+        converged.append(len(found[0]))
+        return found
+
+    monkeypatch.setattr(module, "RESTARTS", restarts)
+    monkeypatch.setattr("scipy.sparse.linalg.eigsh", counted)
+    index = build_index("collaborative", catalog(400), far_from_solved(), options)
+    assert min(converged) < 4
+    found = list(paths(index).values())
+    assert len(set(index.codes.values())) == 400
+    assert max(map(found.count, found)) <= 20
+    assert index.num_levels <= 10
+    assert build_index("collaborative", catalog(400), far_from_solved(), options).codes == index.codes
+
+
+def test_an_eigen_solver_that_fails_leaves_parts_of_equal_size(monkeypatch):
+    def fails(*_, **__):
+        raise ArpackError(-9999)
+
+    monkeypatch.setattr("scipy.sparse.linalg.eigsh", fails)
+    train = blocks(4, 15, 400, across=0.1)
+    index = build_index("collaborative", catalog(60), train, IndexSettings(branching=4, leaf_size=15))
+    found = list(paths(index).values())
+    assert [found.count(path) for path in set(found)] == [15] * 4
 
 
 def test_parts_that_no_history_joins_are_never_mixed():

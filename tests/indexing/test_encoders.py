@@ -94,8 +94,9 @@ def test_both_kinds_of_vectors_stand_side_by_side_with_one_scale():
     inputs = pairs()
     vectors, state = item_vectors(inputs)
     assert vectors.shape == (7, 8)
-    np.testing.assert_allclose((vectors[:, :4] ** 2).sum(1).mean(), 1)
-    np.testing.assert_allclose((vectors[:, 4:] ** 2).sum(1).mean(), 1)
+    np.testing.assert_allclose((vectors[:, :4] ** 2).sum(1).mean(), 1, rtol=1e-6)
+    np.testing.assert_allclose((vectors[:, 4:] ** 2).sum(1).mean(), 1, rtol=1e-6)
+    assert vectors.dtype == np.float32
     assert not vectors[6, :4].any()
     new = new_item_vectors(inputs.items, inputs.settings, state)
     np.testing.assert_allclose(new[:, 4:], vectors[:, 4:], atol=1e-5)
