@@ -50,6 +50,11 @@ def code_quality(codes: Sequence[Code]) -> dict[str, Any]:
     }
 
 
+def finite(value: float) -> float | None:
+    """Returns a figure as JSON has it: None for one that is not defined."""
+    return float(value) if math.isfinite(value) else None
+
+
 def groups_by_prefix(codes: Sequence[Code], length: int) -> np.ndarray:
     """Returns for each item the number of its beginning of that length, ``(items,)``; -1 where a code is shorter."""
     numbers: dict[Code, int] = {}

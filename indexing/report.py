@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,7 +14,7 @@ from genrec.data_prep import ItemCatalog, ItemId, UserId
 from genrec.indexing.codes import Code
 from genrec.indexing.encoders import FIELDS, WORDS, vectors_at_hand
 from genrec.indexing.index import ItemIndex
-from genrec.indexing.quality import purities
+from genrec.indexing.quality import finite, purities
 from genrec.indexing.semantic import category_names
 from genrec.indexing.settings import IndexSettings
 from genrec.indexing.words import words_of
@@ -83,7 +82,7 @@ def index_report(
     if items is not None:
         window = (index.settings or IndexSettings()).window
         for level, purity in zip(levels, purities(codes, items, train, vectors, window), strict=False):
-            level |= {key: _finite(value) for key, value in purity.items()}
+            level |= {key: finite(value) for key, value in purity.items()}
     if train is None or items is None:
         notes.append("There are no training histories: whether items are taken together is not measured.")
     common = _Common(items)
@@ -117,10 +116,7 @@ def index_report(
         "tree": _tree(codes, index, common) if len(levels) > 1 else None,
         "map": _map(index, codes, items, vectors, seed),
         "examples": _examples(index, items, rng),
-        "training": [
-            {key: _finite(value) if isinstance(value, float) else value for key, value in look.items()}
-            for look in quality.get("training") or []
-        ],
+        "training": quality.get("training") or [],
         "notes": notes,
         "versions": {"genrec": __version__},
     }
@@ -443,7 +439,3 @@ def _shared(one: Code, other: Code) -> int:
             break
         count += 1
     return count
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None

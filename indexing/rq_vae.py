@@ -16,7 +16,13 @@ from genrec.indexing.codes import Code, spell
 from genrec.indexing.collisions import settle
 from genrec.indexing.index import ItemIndex
 from genrec.indexing.indexer import Indexer, IndexInputs
-from genrec.indexing.quality import code_quality, collaborative_purity, groups_by_prefix, semantic_purity
+from genrec.indexing.quality import (
+    code_quality,
+    collaborative_purity,
+    finite,
+    groups_by_prefix,
+    semantic_purity,
+)
 from genrec.indexing.rq_kmeans import assign, balanced_kmeans, level_distances, quantize, squared_distances
 from genrec.indexing.settings import IndexSettings
 from genrec.indexing.sinkhorn import sinkhorn
@@ -234,10 +240,10 @@ class _Trainer:
             "usage": [level["tokens"] / self.settings.codebook_size for level in quality["levels"]],
             "perplexity": [level["perplexity"] for level in quality["levels"]],
             "entropy": [level["entropy"] for level in quality["levels"]],
-            "semantic_purity": semantic[0],
-            "semantic_purity_all": semantic[1],
-            "collaborative_purity": collaborative[0],
-            "collaborative_purity_all": collaborative[1],
+            "semantic_purity": finite(semantic[0]),
+            "semantic_purity_all": finite(semantic[1]),
+            "collaborative_purity": finite(collaborative[0]),
+            "collaborative_purity_all": finite(collaborative[1]),
         }
         together = collaborative[0] / collaborative[1] if collaborative[1] else float("nan")
         say(
@@ -263,7 +269,11 @@ class _Trainer:
     @property
     def _about(self) -> str:
         return hash_value(
-            [self.settings.model_dump(mode="json"), list(self.scaled.shape), hash_array(self.scaled)]
+            [
+                self.settings.model_dump(mode="json"),
+                hash_array(self.scaled),
+                hash_array(self.collaborative.numpy()) if self.collaborative is not None else None,
+            ]
         )
 
     def _save(self) -> None:
