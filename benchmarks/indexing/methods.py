@@ -316,7 +316,7 @@ def vae_index(size: int, seed: int, epochs: int | None = None) -> Figures:
 
 
 def vae_lcrec(size: int, seed: int, epochs: int | None = None) -> Figures:
-    """LC-Rec's way (ICDE 2024), from its formulas, with our layers, batch, rates and number of epochs.
+    """LC-Rec's way (ICDE 2024), from its formulas, at its rate (1e-3), with our layers, batch and number of epochs.
 
     Vectors go in as they are; codebooks start by k-means on the first batch; the nearest code is taken at all levels but
     the last, where it is Sinkhorn on exponentials; residuals pass gradients straight through; no code starts again; the
@@ -372,7 +372,7 @@ def vae_lcrec(size: int, seed: int, epochs: int | None = None) -> Figures:
         books = torch.nn.Parameter(torch.zeros(VAE_LEVELS, CODES, options.code_size))
         optimizer = torch.optim.AdamW(
             [*encoder.parameters(), *decoder.parameters(), books],
-            lr=options.learning_rate,
+            lr=1e-3,
             weight_decay=options.weight_decay,
         )
         steps = max(1, epochs * -(-len(data) // options.batch_size))

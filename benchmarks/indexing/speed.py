@@ -221,7 +221,6 @@ MEASUREMENTS: dict[str, dict[str, Measurement]] = {
     "rq_vae": {
         "index": Measurement(methods.vae_index, 12_101),
         "index, 50 epochs": Measurement(partial(methods.vae_index, epochs=50), 12_101, 12_101),
-        "index, 100 epochs": Measurement(partial(methods.vae_index, epochs=100), 12_101, 12_101),
         "index, LC-Rec's way": Measurement(methods.vae_lcrec, 12_101, 12_101),
     },
 }
