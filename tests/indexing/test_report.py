@@ -252,7 +252,9 @@ def test_an_encoder_that_is_not_at_hand_is_stood_in_for_and_said(items, train, t
     report = index_report(index, items, train)
     assert report["text_encoder"] == "words"
     assert any("someone/encoder are not at hand" in note for note in report["notes"])
-    monkeypatch.setattr(encoders, "_sentence_vectors", lambda texts, _: np.eye(len(texts), dtype=np.float32))
+    monkeypatch.setattr(
+        encoders, "_sentence_encoder", lambda _: lambda texts: np.eye(len(texts), dtype=np.float32)
+    )
     encoders.encode(items.texts(encoders.FIELDS), "someone/encoder")
     report = index_report(index, items, train)
     assert report["text_encoder"] == "someone/encoder"
