@@ -8,6 +8,7 @@ from genrec.indexing.codes import numbers_of
 from genrec.indexing.settings import RQVAESettings
 
 pytest.importorskip("torch")
+pytestmark = pytest.mark.model
 
 
 def planted(per_group=40, groups=4, width=12, seed=0):
