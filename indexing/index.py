@@ -49,7 +49,7 @@ class ItemIndex:
         settings: What it was made with.
         state: What its scheme needs to name items that come later.
         shared: Whether items may share a code.
-        tokens: Tokens that come first, in this order.
+        tokens: ``{token: level}`` of tokens that come first, in this order, whether a code has them or not.
 
     Raises:
         IndexingError: If two items share a code and may not, a code is empty or the beginning of another, or
@@ -64,7 +64,7 @@ class ItemIndex:
         settings: IndexSettings | None = None,
         state: Mapping[str, np.ndarray] | None = None,
         shared: bool = False,
-        tokens: Sequence[str] = (),
+        tokens: Mapping[str, int] | None = None,
     ) -> None:
         self.method, self.settings, self.shared = method, settings, shared
         self.codes: dict[ItemId, Code] = dict(codes)
@@ -81,15 +81,18 @@ class ItemIndex:
                 f"{', '.join(items[:3])} are all {''.join(code)}. A code must name one item, unless the "
                 "collision policy is allow."
             )
-        levels: dict[str, int] = {}
+        self._kept_tokens = dict(tokens or {})
+        levels = dict(self._kept_tokens)
         for code in self._items:
             for level, token in enumerate(code):
                 if levels.setdefault(token, level) != level:
                     raise IndexingError(f"The token {token!r} occurs at two levels of codes.")
-        self._kept_tokens = bool(tokens)
-        rest = levels.keys() - set(tokens)
-        self.tokens = list(tokens) + sorted(rest, key=lambda token: (levels[token], _number(token), token))
-        self.token_levels = [levels.get(token, _level(token)) for token in self.tokens]
+        rest = levels.keys() - self._kept_tokens.keys()
+        self.tokens = [
+            *self._kept_tokens,
+            *sorted(rest, key=lambda token: (levels[token], _number(token), token)),
+        ]
+        self.token_levels = [levels[token] for token in self.tokens]
         self.trie_of_tokens = self.trie({token: number for number, token in enumerate(self.tokens)})
         self.report: dict[str, Any] = dict(report or {}) | code_quality(list(self.codes.values()))
 
@@ -187,7 +190,8 @@ class ItemIndex:
         return self._changed({item: code for item, code in self.codes.items() if item not in gone}, report)
 
     def _changed(self, codes: Mapping[ItemId, Code], report: Mapping[str, Any]) -> ItemIndex:
-        return ItemIndex(self.method, codes, report, self.settings, self.state, self.shared, self.tokens)
+        tokens = dict(zip(self.tokens, self.token_levels, strict=True))
+        return ItemIndex(self.method, codes, report, self.settings, self.state, self.shared, tokens)
 
     def save(self, folder: str | Path) -> None:
         """Writes ``index.parquet`` (item_id, code) and ``index.json`` (method, settings, report, hash).
@@ -214,7 +218,7 @@ class ItemIndex:
             "shared": self.shared,
             "settings": self.settings.model_dump(mode="json") if self.settings else None,
             "report": self.report,
-            "tokens": self.tokens if self._kept_tokens else [],
+            "tokens": dict(zip(self.tokens, self.token_levels, strict=True)) if self._kept_tokens else {},
         }
         write_json(folder / "index.json", about)
 
@@ -252,7 +256,7 @@ class ItemIndex:
             IndexSettings.model_validate(settings) if settings else None,
             state,
             about.get("shared", False),
-            about.get("tokens", ()),
+            about.get("tokens"),
         )
         if index.hash != about["hash"]:
             raise RunError(
@@ -344,12 +348,3 @@ def _download(repo_id: str) -> Path:
 def _number(token: str) -> int:
     digits = "".join(letter for letter in token if letter.isdigit())
     return int(digits) if digits else 0
-
-
-def _level(token: str) -> int:
-    """Returns the level in a token's spelling, for tokens of items that left."""
-    name = token[1:].partition("_")[0]
-    level = 0
-    for letter in name:
-        level = level * 26 + ord(letter) - ord("a") + 1
-    return level - 1

@@ -35,6 +35,15 @@ def test_codes_of_unequal_length_are_allowed():
     assert index.item(["<a_2>"]) is None
 
 
+def test_tokens_of_items_that_left_keep_their_level_whatever_their_spelling(tmp_path):
+    index = ItemIndex("mine", {"x": ("red",), "y": ("blue", "lamp")}).remove(["y"])
+    assert index.tokens == ["blue", "red", "lamp"]
+    assert index.token_levels == [0, 0, 1]
+    index.save(tmp_path)
+    loaded = ItemIndex.load(tmp_path)
+    assert (loaded.tokens, loaded.token_levels) == (index.tokens, index.token_levels)
+
+
 def test_an_unknown_item_is_named():
     with pytest.raises(UnknownItemError, match="'q' is not in the index"):
         ItemIndex("mine", {"x": ("<a_1>",)}).code("q")
