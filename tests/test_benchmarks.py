@@ -433,6 +433,17 @@ def test_the_latest_result_of_a_seed_wins_and_settings_are_not_mixed(tmp_path):
     assert rows[0][2:4] == ["**0.5000**", "1"]
 
 
+@pytest.mark.parametrize(("until", "seeds"), [("baselines", "2"), ("evaluate", "1")])
+def test_a_language_models_keys_are_none_of_the_baselines_settings(tmp_path, until, seeds):
+    key = "sasrec" if until == "baselines" else "model"
+    results = [result_of("a", {key: 0.5}, until=until), result_of("a", {key: 0.3}, seed=1, until=until)]
+    results = copy.deepcopy(results)
+    results[0]["recipe"]["model"] = {"layers": 8}
+    results[1]["recipe"]["model"] = {"layers": 4}
+    ((_, rows),) = rows_of(written(tmp_path, *results))
+    assert rows[0][3] == seeds
+
+
 def test_what_does_not_count_is_left_out(tmp_path):
     counted = result_of("a", {"ease": 0.1})
     left_out = [
