@@ -20,7 +20,8 @@ class RQVAESettings(BaseModel):
     epochs: int = Field(
         100,
         ge=0,
-        description="Passes over the items. LC-Rec makes 10,000; on Amazon Beauty 100 at this rate are better than 200 at its own.",
+        description="Passes over the items. LC-Rec makes 10,000; on Amazon Beauty 100 at this rate are better than "
+        "200 at its own.",
     )
     batch_size: int = Field(1024, ge=1, description="Items in a step (LC-Rec's).")
     learning_rate: float = Field(
