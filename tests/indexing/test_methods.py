@@ -123,6 +123,7 @@ def gift_cards():
     return ItemCatalog(titles.append_column("categories", pa.array([["Gifts"]] * 100_000)))
 
 
+@pytest.mark.large
 @pytest.mark.parametrize("method", ["title", "text_id", "semantic"])
 def test_a_hundred_thousand_items_of_one_name_are_counted(method, gift_cards):
     index = build_index(method, gift_cards, {})
