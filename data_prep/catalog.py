@@ -31,8 +31,9 @@ class ItemCatalog:
         ids = table["item_id"].to_pylist()
         given = table["title"].to_pylist() if "title" in table.column_names else [None] * len(ids)
         stripped = [title.strip() if isinstance(title, str) else "" for title in given]
-        self.num_untitled = sum(not title for title in stripped)
         titles = [title or f"Item {item}" for item, title in zip(ids, stripped, strict=True)]
+        # Counted by the stand-in: a catalogue that was written and read again has that for a title.
+        self.num_untitled = sum(title == f"Item {item}" for item, title in zip(ids, titles, strict=True))
         column = pa.array(titles, pa.string())
         if "title" in table.column_names:
             table = table.set_column(table.column_names.index("title"), "title", column)

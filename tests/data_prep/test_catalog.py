@@ -51,3 +51,11 @@ def test_a_log_without_catalogue_gets_one():
     items = ItemCatalog.from_log(InteractionLog.from_rows([("u", "b", 1), ("u", "a", 2)]))
     assert items.item_ids == ["a", "b"]
     assert items.num_untitled == 2
+
+
+def test_untitled_items_are_counted_after_writing_and_choosing_too(tmp_path):
+    items = ItemCatalog.from_titles({"3": None, "4": " ", "5": "Lamp"})
+    items.write(tmp_path / "items.parquet")
+    assert ItemCatalog.read(tmp_path / "items.parquet").num_untitled == 2
+    assert items.select(["3", "5"]).num_untitled == 1
+    assert items.append(ItemCatalog.from_titles({"6": None})).num_untitled == 3
