@@ -163,13 +163,12 @@ def together(level: Mapping[str, Any]) -> float | None:
 def _in_order(items: ItemCatalog, item_ids: Sequence[ItemId]) -> ItemCatalog:
     if items.item_ids == item_ids:
         return items
-    row = {item: number for number, item in enumerate(items.item_ids)}
-    if missing := [item for item in item_ids if item not in row]:
+    if missing := [item for item in item_ids if item not in items]:
         raise DataError(
             f"The catalogue lacks {len(missing):,} of the {len(item_ids):,} items of the index, first {missing[0]!r}. "
             "Give the catalogue that the index was made of, with the same item ids."
         )
-    return ItemCatalog(items.table.take([row[item] for item in item_ids]))
+    return items.select(item_ids)
 
 
 def _text_vectors(

@@ -72,7 +72,7 @@ class RQVAE(Indexer):
         vectors, state = item_vectors(inputs)
         state["mean"] = vectors.mean(0)
         state["spread"] = np.array(float(vectors.std()) or 1.0)
-        scaled = ((vectors - state["mean"]) / state["spread"]).astype(np.float32)
+        scaled = _scale(vectors, state)
         trainer = _Trainer(scaled, inputs)
         trainer.run()
         state |= trainer.best
@@ -98,12 +98,15 @@ class RQVAE(Indexer):
         settings, state = index.settings, index.state
         assert settings is not None
         vectors = new_item_vectors(items, settings, state)
-        scaled = ((vectors - state["mean"]) / state["spread"]).astype(np.float32)
-        encoded = _encode(scaled, state)
+        encoded = _encode(_scale(vectors, state), state)
         codes = assign(encoded, state["codebooks"])
         distances = level_distances(encoded, codes, state["codebooks"])
         settled = settle(settings.collisions, codes, distances, settings.codebook_size, index.codes)
         return dict(zip(items.item_ids, settled.codes, strict=True))
+
+
+def _scale(vectors: np.ndarray, state: dict[str, np.ndarray]) -> np.ndarray:
+    return ((vectors - state["mean"]) / state["spread"]).astype(np.float32)
 
 
 def _encode(scaled: np.ndarray, state: dict[str, np.ndarray]) -> np.ndarray:

@@ -8,9 +8,22 @@ from pathlib import Path
 import numpy as np
 
 from genrec.data_prep import InteractionLog, ItemCatalog
+from genrec.indexing import IndexSettings
+from genrec.indexing.settings import RQVAESettings
 
 NUM_PLANTED = 24
 DATA = Path(os.environ.get("GENREC_TEST_DATA") or Path(__file__).parents[2] / "shared" / "data")
+
+# Settings under which every indexing method names the planted items in an instant.
+SMALL_INDEX = IndexSettings(
+    levels=2,
+    codebook_size=8,
+    vector_size=8,
+    text_encoder="words",
+    branching=3,
+    leaf_size=4,
+    rq_vae=RQVAESettings(hidden=(16,), code_size=4, epochs=4, check_epochs=2),
+)
 
 
 def planted_next(item: int) -> int:

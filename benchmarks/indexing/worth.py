@@ -20,7 +20,7 @@ from genrec.core.progress import say
 from genrec.evaluation.report import read_values
 from genrec.evaluation.significance import compare_models
 from genrec.indexing import ItemIndex
-from genrec.indexing.encoders import encode
+from genrec.indexing.encoders import FIELDS, encode
 from genrec.indexing.quality import purities
 from genrec.pipeline import METRICS, PREPARED_INDEX, VALUES, Pipeline
 from genrec.recipe import Recipe, parse_recipe
@@ -122,7 +122,7 @@ def measure(recipe: Recipe) -> dict[str, Any]:
     index = ItemIndex.load(folder / PREPARED_INDEX)
     items = pipeline.items
     # One encoder for all schemes, so that their semantic purities are of one kind.
-    text = encode(items.texts(("title", "categories", "brand", "description")), "minilm")
+    text = encode(items.texts(FIELDS), "minilm")
     seconds = {stage: record["seconds"] for stage, record in pipeline.run.stages.items()}
     kept = ("num_tokens", "mean_length", "max_length", "collision_rate", "collision_rate_before", "levels")
     return {

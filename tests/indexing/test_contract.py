@@ -7,20 +7,10 @@ from hypothesis import strategies as st
 
 from genrec.core.errors import IndexingError, RecipeError, UnknownItemError
 from genrec.data_prep import InteractionLog, ItemCatalog, leave_one_out
-from genrec.indexing import INDEXERS, IndexSettings, ItemIndex, build_index
-from genrec.indexing.settings import RQVAESettings
+from genrec.indexing import INDEXERS, ItemIndex, build_index
 
 from planted import NUM_PLANTED, planted_catalog, planted_log
-
-SMALL = IndexSettings(
-    levels=2,
-    codebook_size=8,
-    vector_size=8,
-    text_encoder="words",
-    branching=3,
-    leaf_size=4,
-    rq_vae=RQVAESettings(hidden=(16,), code_size=4, epochs=4, check_epochs=2),
-)
+from planted import SMALL_INDEX as SMALL
 
 methods = pytest.mark.parametrize("method", INDEXERS)
 

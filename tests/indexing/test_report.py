@@ -10,25 +10,16 @@ import pytest
 from genrec.cli import main
 from genrec.core.errors import DataError
 from genrec.data_prep import ItemCatalog, leave_one_out
-from genrec.indexing import INDEXERS, IndexSettings, ItemIndex, build_index
+from genrec.indexing import INDEXERS, ItemIndex, build_index
 from genrec.indexing.encoders import text_vectors
 from genrec.indexing.page import save_report, write_index_page
 from genrec.indexing.report import index_report, report_table
-from genrec.indexing.settings import RQVAESettings
 
 from pages import Page
+from planted import SMALL_INDEX as SMALL
 from planted import planted_catalog
 
 EVIL = "<script>alert(1)</script> & \"quoted\" 'too' $x^2$"
-SMALL = IndexSettings(
-    levels=2,
-    codebook_size=8,
-    vector_size=8,
-    text_encoder="words",
-    branching=3,
-    leaf_size=4,
-    rq_vae=RQVAESettings(hidden=(16,), code_size=4, epochs=4, check_epochs=2),
-)
 methods = pytest.mark.parametrize("method", INDEXERS)
 
 
