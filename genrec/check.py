@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from collections.abc import Sequence
 
-from genrec.data_prep import load_dataset, split_log
+from genrec.data_prep import InteractionLog, ItemCatalog, prepare, read_split
 from genrec.indexing import build_index
 from genrec.models.vocabulary import add_identifier_tokens
 from genrec.recipe import dump_recipe, load_recipe
@@ -17,17 +18,17 @@ TRAINED = ("rq_vae",)
 def check(source: str, overrides: Sequence[str]) -> None:
     """Prints the resolved recipe and three rendered rows, learned tokens marked.
 
-    Everything is done in memory; no weight is read and no run directory written. A method whose
+    No weight is read and no run directory written. A method whose
     codes would have to be trained first shows random ones of their form.
     """
     from genrec.models.backbone import load_tokenizer
 
     recipe = load_recipe(source, overrides)
     print(dump_recipe(recipe))
-    data = recipe.data
-    log, items = load_dataset(data.source, data.items, data.columns, data.on_bad_rows)
-    log = log.k_core(data.user_core, data.item_core)
-    items, split = items.restrict_to_log(log), split_log(log, data.split)
+    with tempfile.TemporaryDirectory() as folder:
+        prepare(recipe.data, folder)
+        split = read_split(InteractionLog.load(f"{folder}/interactions.parquet").table, recipe.data.split)
+        items = ItemCatalog.load(f"{folder}/items.parquet")
     method = recipe.index.method
     if method in TRAINED or recipe.index.teacher:
         print(f"# The codes below are random ones: those of {method} take training.\n")

@@ -267,7 +267,7 @@ def load_trained(run_dir: str | Path, dtype: Any = "auto") -> tuple[Any, Rendere
     model = RecommenderModel.load(run / MODEL, index, dtype)
     serving = read_json(run / SERVING_FILE)
     renderer = Renderer(model.tokenizer, index, serving["form"], serving["max_history"])
-    return model, renderer, index, ItemCatalog.read(run / ITEMS)
+    return model, renderer, index, ItemCatalog.load(run / ITEMS)
 
 
 def _progress_callback(transformers: Any, num_targets: int) -> Any:
