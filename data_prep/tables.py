@@ -266,11 +266,10 @@ def _seconds(raw: ibis.Table, kind: TimeKind) -> Any:
         return raw._order.cast("float64")
     column = raw.timestamp
     if kind == "iso":
-        moment = column if column.type().is_temporal() else _text(column).try_cast(MOMENT)
-        moment = moment.cast(MOMENT)
-        return (
-            moment.truncate("s").epoch_seconds().cast("float64") + moment.millisecond().cast("float64") / 1000
-        )
+        temporal = column.type().is_temporal()
+        moment, ahead = (column.cast("timestamp"), 0) if temporal else _moment(_text(column))
+        whole = moment.truncate("s").epoch_seconds().cast("float64")
+        return whole + moment.millisecond().cast("float64") / 1000 - ahead
     return _number(column) / SECONDS.get(kind, 1.0)
 
 
