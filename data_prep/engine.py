@@ -7,7 +7,7 @@ import csv
 import gzip
 import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
@@ -240,8 +240,17 @@ class Engine:
         """
         raise NotImplementedError
 
-    def write(self, expression: ibis.Table, path: Path, order: Sequence[str]) -> None:
-        """Writes an expression as Parquet, ordered by columns that are not written, whole or not at all."""
+    def write(
+        self, expression: ibis.Table, path: Path, order: Sequence[str], about: Mapping[str, str]
+    ) -> None:
+        """Writes an expression as Parquet, ordered by columns that are not written, whole or not at all.
+
+        Args:
+            expression: What is written.
+            path: File, or folder of several in order (Spark).
+            order: Columns.
+            about: Metadata of the file; Spark has no way to write them.
+        """
         raise NotImplementedError
 
     def close(self) -> None:
@@ -357,12 +366,15 @@ class DuckDBEngine(Engine):
             self.con.raw_sql("DROP TABLE lines")
         return sorted(found, key=lambda reject: reject.line)
 
-    def write(self, expression: ibis.Table, path: Path, order: Sequence[str]) -> None:
+    def write(
+        self, expression: ibis.Table, path: Path, order: Sequence[str], about: Mapping[str, str]
+    ) -> None:
         """As ``Engine.write``."""
+        said = ", ".join(f"{_quoted(key)}: {_quoted(value)}" for key, value in about.items())
         ordered = expression.order_by(list(order)).drop(*order)
         with atomic_path(path) as part:
             self.con.raw_sql(
-                f"COPY ({self.sql(ordered)}) TO {_quoted(str(part))} (FORMAT parquet, COMPRESSION zstd)"
+                f"COPY ({self.sql(ordered)}) TO {_quoted(str(part))} (FORMAT parquet, COMPRESSION zstd, KV_METADATA {{{said}}})"
             )
 
     def close(self) -> None:
@@ -537,7 +549,13 @@ class SparkEngine(Engine):
                 ]
         return found or [Reject(file, 0, reason, text) for text in texts]
 
-    def write(self, expression: ibis.Table, path: Path, order: Sequence[str]) -> None:
+    def write(
+        self,
+        expression: ibis.Table,
+        path: Path,
+        order: Sequence[str],
+        about: Mapping[str, str],  # noqa: ARG002
+    ) -> None:
         """As ``Engine.write``."""
         frame = self.session.sql(self.sql(expression)).orderBy(*order).drop(*order)
         with atomic_path(path) as part:

@@ -17,7 +17,7 @@ from genrec.core.files import atomic_path
 from genrec.data_prep.engine import Engine, Scan, memory_engine, scan_table
 from genrec.data_prep.rules import core_round, run_in_memory
 from genrec.data_prep.sources import table_file
-from genrec.data_prep.tables import OnBadRows, TimeKind, check_log
+from genrec.data_prep.tables import TIME_KEY, OnBadRows, TimeKind, check_log
 
 UserId = str
 ItemId = str
@@ -35,13 +35,15 @@ class InteractionLog:
         table: Arrow table with ``user_id`` and ``item_id`` (text), ``timestamp`` (float64, in seconds since 1970, or
             plain numbers whose order counts) and whatever other columns the source had.
         num_quarantined: Rows of the source that were put aside as bad.
+        time: ``s`` where times are seconds since 1970, ``number`` where only their order counts.
     """
 
-    def __init__(self, table: pa.Table, num_quarantined: int = 0) -> None:
+    def __init__(self, table: pa.Table, num_quarantined: int = 0, time: str = "number") -> None:
         users = pc.dictionary_encode(table["user_id"].combine_chunks()).indices.to_numpy()
         order = np.lexsort((table["timestamp"].to_numpy(), users))
         self.table = table.take(order)
         self.num_quarantined = num_quarantined
+        self.time = time
 
     @classmethod
     def read(
@@ -94,12 +96,14 @@ class InteractionLog:
         checked = check_log(engine, scan, columns, time, on_bad_rows, quarantine)
         table = engine.fetch(checked.table.order_by("row").drop("row"))
         engine.drop(scan.table)
-        return cls(table, checked.num_bad)
+        return cls(table, checked.num_bad, "number" if checked.time in ("number", "row") else "s")
 
     @classmethod
     def load(cls, path: str | Path) -> InteractionLog:
         """Returns a log that ``write`` or ``prepare`` wrote, unchecked."""
-        return cls(pa_parquet.read_table(path))
+        table = pa_parquet.read_table(path)
+        said = (table.schema.metadata or {}).get(TIME_KEY.encode(), b"s")
+        return cls(table.replace_schema_metadata(None), time=said.decode())
 
     @classmethod
     def from_rows(cls, rows: Iterable[tuple[UserId, ItemId, float]]) -> InteractionLog:
@@ -127,7 +131,7 @@ class InteractionLog:
     def write(self, path: str | Path) -> None:
         """Writes the log as Parquet, whole or not at all."""
         with atomic_path(path) as part:
-            pa_parquet.write_table(self.table, part)
+            pa_parquet.write_table(self.table.replace_schema_metadata({TIME_KEY: self.time}), part)
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -182,7 +186,7 @@ class InteractionLog:
                 f"{len(self):,} interactions of {self.num_users:,} users and {self.num_items:,} items. "
                 "Lower data.user_core or data.item_core."
             )
-        return InteractionLog(self.table.take(keep), self.num_quarantined)
+        return InteractionLog(self.table.take(keep), self.num_quarantined, self.time)
 
     def narrow(self) -> pa.Table:
         """Returns what the rules of ``data_prep.rules`` read: numbers and names of users and items, times, rows."""

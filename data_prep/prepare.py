@@ -25,7 +25,7 @@ from genrec.data_prep.log import InteractionLog
 from genrec.data_prep.settings import DataSettings
 from genrec.data_prep.sources import Reading, find_reading
 from genrec.data_prep.split import check_parts, rule_in_words, split_rule
-from genrec.data_prep.tables import Checked, OnBadRows, TimeKind, check_items, check_log
+from genrec.data_prep.tables import TIME_KEY, Checked, OnBadRows, TimeKind, check_items, check_log
 
 if TYPE_CHECKING:
     import ibis
@@ -198,7 +198,8 @@ class _Work:
         sizes = self.engine.fetch(self.log.group_by("part").agg(size=self.log.count())).to_pylist()
         self.parts = {row["part"]: row["size"] for row in sizes}
         check_parts(self.parts, sum(self.parts.values()), self.settings.split)
-        self.engine.write(self.log.select(*columns, *order), path, order)
+        kind = "number" if self.checked.time in ("number", "row") else "s"
+        self.engine.write(self.log.select(*columns, *order), path, order, {TIME_KEY: kind})
 
     def _clean(self, column: Any) -> Any:
         return rules.cleaned(column) if self.settings.clean_text and column.type().is_string() else column

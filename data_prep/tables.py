@@ -15,7 +15,7 @@ import pyarrow.json as pa_json
 import pyarrow.parquet as pa_parquet
 
 from genrec.core.errors import DataError, nearest
-from genrec.data_prep.engine import Engine, Reject, Scan, line_numbers
+from genrec.data_prep.engine import Engine, Reject, Scan, Source, line_numbers
 
 if TYPE_CHECKING:
     import ibis
@@ -27,6 +27,7 @@ SECONDS = {"s": 1.0, "ms": 1e3, "us": 1e6}
 # Numbers that are times of 1973 to 5138 in one unit lie a thousandfold away from those of the next.
 BORDERS = {"s": (1e8, 1e11), "ms": (1e11, 1e14), "us": (1e14, 1e17)}
 SHOWN = 5
+TIME_KEY = "genrec.time"  # in the metadata of a Parquet file that genrec wrote: s or number
 
 
 @dataclass
@@ -155,7 +156,7 @@ def check_log(
     raw = scan.table.select("_file", "_row", **{ours: scan.table[theirs] for ours, theirs in names.items()})
     if engine.one(raw.agg(size=raw.count()))["size"] == 0 and not scan.rejects:
         raise DataError(f"{source} has a header but no rows.")
-    kind = _time_kind(engine, raw, time, source)
+    kind = _time_kind(engine, raw, time, scan.source)
     raw = raw.mutate(_order=_order(raw), **{name: _text(raw[name]) for name in ("user_id", "item_id")})
     raw = raw.mutate(_time=_seconds(raw, kind))
     problems = [*_id_problems(raw.user_id, "user_id"), *_id_problems(raw.item_id, "item_id")]
@@ -222,7 +223,7 @@ def _number(column: Any) -> Any:
     return _text(column).try_cast("float64") if column.type().is_string() else column.cast("float64")
 
 
-def _time_kind(engine: Engine, raw: ibis.Table, time: TimeKind, source: str) -> TimeKind:
+def _time_kind(engine: Engine, raw: ibis.Table, time: TimeKind, source: Source) -> TimeKind:
     """Returns what the times of a log are, if need be what most of them are."""
     if time == "row":
         return "row"
@@ -231,6 +232,10 @@ def _time_kind(engine: Engine, raw: ibis.Table, time: TimeKind, source: str) -> 
         return "iso"
     if time != "auto":
         return time
+    if source.format == "parquet" and source.files[0].is_file():
+        said = (pa_parquet.read_schema(source.files[0]).metadata or {}).get(TIME_KEY.encode())
+        if said == b"number":
+            return "number"
     number, text = _number(column), _text(column)
     counts = {kind: ((number >= low) & (number < high)).sum() for kind, (low, high) in BORDERS.items()}
     counts["number"] = (number.abs() < BORDERS["s"][0]).sum()

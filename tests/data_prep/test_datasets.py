@@ -9,7 +9,7 @@ from planted import DATA
 def test_a_folder_with_log_and_catalogue(tmp_path, log, items):
     log.write(tmp_path / "interactions.parquet")
     items.write(tmp_path / "items.parquet")
-    read_log, read_items = load_dataset(str(tmp_path), time="number")
+    read_log, read_items = load_dataset(str(tmp_path))
     assert read_log.table.equals(log.table)
     assert read_items.item_ids == items.item_ids
 
