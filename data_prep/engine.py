@@ -442,6 +442,7 @@ class SparkEngine(Engine):
             "spark.ui.enabled": "false",
             "spark.sql.session.timeZone": "UTC",  # as DuckDB reads times without an offset
             "spark.sql.ansi.enabled": "false",
+            "spark.sql.shuffle.partitions": "8",  # for one machine; a cluster's own number goes into data.engine.spark
             "spark.sql.warehouse.dir": str(scratch / "warehouse"),
             "spark.sql.catalogImplementation": "in-memory",
             **settings.spark,

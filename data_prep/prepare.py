@@ -16,12 +16,13 @@ import pyarrow.dataset as pa_dataset
 
 from genrec._version import __version__
 from genrec.core.errors import DataError
-from genrec.core.files import hash_file, hash_folder, hash_value, read_json, write_json
+from genrec.core.files import hash_file, write_json
 from genrec.core.progress import say
 from genrec.data_prep import rules
 from genrec.data_prep.catalog import ItemCatalog, with_lists
 from genrec.data_prep.engine import Engine, Scan, memory_engine, open_engine
 from genrec.data_prep.log import InteractionLog
+from genrec.data_prep.manifest import MANIFEST, hash_path
 from genrec.data_prep.settings import DataSettings
 from genrec.data_prep.sources import Reading, find_reading
 from genrec.data_prep.split import check_parts, rule_in_words, split_rule
@@ -30,9 +31,10 @@ from genrec.data_prep.tables import TIME_KEY, Checked, OnBadRows, TimeKind, chec
 if TYPE_CHECKING:
     import ibis
 
-LOG, CATALOG, REPORT, MANIFEST = "interactions.parquet", "items.parquet", "report.json", "manifest.json"
+LOG, CATALOG, REPORT = "interactions.parquet", "items.parquet", "report.json"
 QUARANTINE, SCRATCH = "quarantine.jsonl", ".scratch"
-KNOWN = ("user_id", "item_id", "timestamp", "rating", "row")
+# Columns that are not carried along as they are; a part of an earlier preparation is not one of this.
+KNOWN = ("user_id", "item_id", "timestamp", "rating", "row", "part")
 
 
 def prepare(settings: DataSettings, folder: str | Path) -> dict[str, Any]:
@@ -158,8 +160,9 @@ class _Work:
             )
             self._replace(rules.within(self.log, since, until))
             ends = [
-                *([f"since {s.since}"] if s.since is not None else []),
-                *([f"until {s.until}"] if s.until is not None else []),
+                f"{key} {value:g}" if isinstance(value, int | float) else f"{key} {value}"
+                for key, value in (("since", s.since), ("until", s.until))
+                if value is not None
             ]
             self._count(", ".join(ends))
         if s.repeats != "all":
@@ -385,36 +388,9 @@ def _write_manifest(folder: Path, settings: DataSettings, reading: Reading, repo
             "steps": report["steps"],
             "parts": report["parts"],
             "log_sha256": report["log_sha256"],
-            "files": {name: _hash(folder / name) for name in (LOG, CATALOG)},
+            "files": {name: hash_path(folder / name) for name in (LOG, CATALOG)},
         },
     )
-
-
-def _hash(path: Path) -> str:
-    return hash_value(hash_folder(path)) if path.is_dir() else hash_file(path)
-
-
-def check_manifest(folder: str | Path) -> dict[str, Any]:
-    """Returns the manifest of a prepared data set whose files are as they were written.
-
-    Raises:
-        DataError: If there is none, or a file was changed since.
-    """
-    folder = Path(folder)
-    if not (folder / MANIFEST).is_file():
-        raise DataError(
-            f"{folder} is no prepared data set: it has no {MANIFEST}. Make one with genrec prepare."
-        )
-    manifest = read_json(folder / MANIFEST)
-    changed = [
-        n for n, found in manifest["files"].items() if not (folder / n).exists() or _hash(folder / n) != found
-    ]
-    if changed:
-        raise DataError(
-            f"{', '.join(changed)} in {folder} is not what {MANIFEST} says was prepared. Prepare the data set again, or put "
-            "the file back."
-        )
-    return dict(manifest)
 
 
 def load_dataset(

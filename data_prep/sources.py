@@ -13,6 +13,7 @@ import pyarrow.parquet as pa_parquet
 from genrec.core.errors import DataError, nearest, require
 from genrec.core.progress import say
 from genrec.data_prep.engine import Source
+from genrec.data_prep.manifest import MANIFEST, check_manifest
 
 if TYPE_CHECKING:
     import ibis
@@ -193,6 +194,8 @@ def find_reading(
         return FORMATS[format].read(path)
     if path.is_dir():
         if (log_path := table_in(path, "interactions")) is not None:
+            if (path / MANIFEST).is_file():
+                check_manifest(path)
             beside = table_in(path, "items")
             catalogue = table_file(beside, encoding) if beside else None
             return Reading("table", table_file(log_path, encoding), catalogue)
