@@ -239,30 +239,39 @@ def _rows_of(folder):
     return pq.read_table(folder / "interactions.parquet")
 
 
-@pytest.mark.spark
-@pytest.mark.data
-@pytest.mark.skipif(not shutil.which("java"), reason="Spark needs Java, and there is no java on the path")
-@pytest.mark.skipif(not DATA.is_dir(), reason=f"the development data sets are not at {DATA}")
-def test_spark_prepares_the_rows_that_duckdb_prepares(tmp_path):
+needs_spark = [
+    pytest.mark.spark,
+    pytest.mark.data,
+    pytest.mark.skipif(not shutil.which("java"), reason="Spark needs Java, and there is no java on the path"),
+    pytest.mark.skipif(not DATA.is_dir(), reason=f"the development data sets are not at {DATA}"),
+]
+REVIEWS = DataSettings(
+    source=str(DATA / "musical-reviews" / "interactions.parquet"),
+    user_core=3,
+    item_core=3,
+    min_rating=2,
+    repeats="first",
+    since="2009-01-01",
+    split=SplitSettings(rule="cold_item", cold="random", seed=1),
+)
+CORES = DataSettings(source=str(DATA / "beauty"), user_core=6, item_core=6)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        pytest.param(REVIEWS, id="reviews", marks=needs_spark),
+        pytest.param(CORES, id="beauty", marks=[*needs_spark, pytest.mark.slow]),
+    ],
+)
+def test_spark_prepares_the_rows_that_duckdb_prepares(asked, tmp_path):
     pytest.importorskip("pyspark", reason="Spark is an extra: pip install 'genrec[spark]'")
-    cores = DataSettings(source=str(DATA / "beauty"), user_core=6, item_core=6)
-    filters = DataSettings(
-        source=str(DATA / "musical-reviews" / "interactions.parquet"),
-        user_core=3,
-        item_core=3,
-        min_rating=2,
-        repeats="first",
-        since="2009-01-01",
-        split=SplitSettings(rule="cold_item", cold="random", seed=1),
-    )
-    for number, settings_ in enumerate([cores, filters]):
-        reports = []
-        for name in ("duckdb", "spark"):
-            engine = settings_.engine.model_copy(update={"name": name, "threads": 2, "memory_gb": 2})
-            reports.append(
-                prepare(settings_.model_copy(update={"engine": engine}), tmp_path / f"{name}{number}")
-                | {"engine": None}
-            )
-        assert reports[0] == reports[1]
-        one, two = (_rows_of(tmp_path / f"{name}{number}") for name in ("duckdb", "spark"))
-        assert one.to_pylist() == two.to_pylist()
+    reports = []
+    for name in ("duckdb", "spark"):
+        engine = asked.engine.model_copy(update={"name": name, "threads": 2, "memory_gb": 2})
+        reports.append(
+            prepare(asked.model_copy(update={"engine": engine}), tmp_path / name) | {"engine": None}
+        )
+    assert reports[0] == reports[1]
+    one, two = (_rows_of(tmp_path / name) for name in ("duckdb", "spark"))
+    assert one.to_pylist() == two.to_pylist()
