@@ -177,7 +177,10 @@ class _Figures:
         if r["num_test_rows"] != r["num_evaluated_users"]:
             words += f", by {plural(r['num_test_rows'], 'row')}"
         if r["split"] == "leave-one-out" and r["num_short_users"]:
-            words += f"; {plural(r['num_short_users'], 'user')} with fewer than three interactions train only"
+            trains = "trains" if r["num_short_users"] == 1 else "train"
+            words += (
+                f"; {plural(r['num_short_users'], 'user')} with fewer than three interactions {trains} only"
+            )
         if "context" in r["parts"]:
             words += "; what is context is neither trained on nor asked for"
         return f"{words}."
@@ -222,7 +225,7 @@ class _Figures:
             return None
         if r["time"] == "number":
             return f"{r['span'][0]:,.15g}", f"{r['span'][1]:,.15g}"
-        first, last = (datetime.fromtimestamp(moment, UTC) for moment in r["span"])
+        first, last = map(_utc, r["span"])
         form = "%Y-%m-%d" if first.date() != last.date() else "%Y-%m-%d %H:%M:%S"
         return first.strftime(form), last.strftime(form)
 
@@ -404,7 +407,7 @@ def _over_time(r: _Figures) -> str:
     axes.set_xticks(*_dates(edges[0], edges[-1]))
     _count_axis(axes.yaxis)
     most = int(base.argmax())
-    top = datetime.fromtimestamp(float(edges[most]), UTC).strftime("%Y-%m-%d")
+    top = f"{_utc(edges[most]):%Y-%m-%d}"
     unit = f"per {found['step']}"
     label = f"Interactions over time, {unit}: the most, {base[most]:,.0f}, from {top} on"
     legend = colour_legend((_COLOURS[part], _PARTS.get(part, part)) for part in found["parts"])
@@ -413,21 +416,26 @@ def _over_time(r: _Figures) -> str:
     )
 
 
-def _dates(first: float, last: float) -> tuple[list[float], list[str]]:
-    """Returns few round moments between two, in s, and their names."""
-    dates = require("matplotlib.dates", "train")
-    ends = (datetime.fromtimestamp(float(moment), UTC) for moment in (first, last))
-    locator = dates.AutoDateLocator(tz=UTC, minticks=4, maxticks=6)
-    moments = dates.num2date(locator.tick_values(*ends), tz=UTC)
-    found = [moment for moment in moments if first <= moment.timestamp() <= last]
-    midnight = all(moment.hour == moment.minute == 0 for moment in found)
-    if all(moment.month == moment.day == 1 for moment in found) and midnight:
-        names = [f"{moment:%Y}" for moment in found]
-    elif all(moment.day == 1 for moment in found) and midnight:
-        names = [f"{moment:%Y-%m}" for moment in found]
-    else:
-        names = [f"{moment:%m-%d}" if midnight else f"{moment:%H:%M}" for moment in found]
-    return [moment.timestamp() for moment in found], names
+def _dates(first: float, last: float, most: int = 6) -> tuple[list[float], list[str]]:
+    """Returns at most so many round moments between two, in s, and their names."""
+    for minutes in (1, 2, 5, 10, 15, 30, 60, 120, 180, 360, 720, *(1440 * days for days in (1, 2, 4, 7, 14))):
+        numbers = range(math.ceil(first / 60 / minutes), math.floor(last / 60 / minutes) + 1)
+        if len(numbers) <= most:
+            moments = [60.0 * minutes * number for number in numbers]
+            return moments, [f"{_utc(m):{'%m-%d' if m % 86_400 == 0 else '%H:%M'}}" for m in moments]
+    begin, end = (12 * moment.year + moment.month - 1 for moment in map(_utc, (first - 1, last)))
+    for months in (1, 2, 3, 6, 12, 24, 60, 120):
+        numbers = range(begin // months + 1, end // months + 1)
+        if len(numbers) <= most or months == 120:
+            break
+    starts = [datetime(n * months // 12, n * months % 12 + 1, 1, tzinfo=UTC) for n in numbers]
+    return [start.timestamp() for start in starts], [
+        f"{s:{'%Y-%m' if months < 12 else '%Y'}}" for s in starts
+    ]
+
+
+def _utc(moment: float) -> datetime:
+    return datetime.fromtimestamp(float(moment), UTC)
 
 
 def _count(value: float, _: object = None) -> str:

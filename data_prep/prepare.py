@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from genrec.data_prep.catalog import ItemCatalog, with_lists
 from genrec.data_prep.engine import Engine, Scan, memory_engine, open_engine
 from genrec.data_prep.log import InteractionLog
 from genrec.data_prep.settings import DataSettings
-from genrec.data_prep.sources import Reading, find_reading
+from genrec.data_prep.sources import Reading, find_reading, without_login
 from genrec.data_prep.split import check_parts, rule_in_words, split_rule
 from genrec.data_prep.tables import Checked, OnBadRows, TimeKind, check_items, check_log
 
@@ -94,8 +93,7 @@ def prepare(settings: DataSettings, folder: str | Path) -> dict[str, Any]:
         items.write(folder / CATALOG)
         report = {
             "genrec": __version__,
-            # Without the name and the password that the address of a database may have.
-            "source": re.sub(r"(?<=://)[^/@]*@", "", s.source),
+            "source": without_login(s.source),
             "format": reading.format,
             "engine": s.engine.name,
             "time": checked.time,
@@ -305,17 +303,18 @@ class _Work:
         """Returns ``[rating, how many have it]``, ascending; of very many the lowest of each of equal steps."""
         log, one = self.log, self.engine.one
         known = log.filter(log.rating.notnull())
-        counts = known.group_by("rating").agg(size=known.count()).order_by("rating")
-        step = None
-        if one(counts.agg(n=counts.count()))["n"] > MOST_RATINGS:
+        found, step = self._sizes(known, MOST_RATINGS + 1), None
+        if len(found) > MOST_RATINGS:
             ends = one(known.agg(low=known.rating.min(), high=known.rating.max()))
             step = (ends["high"] - ends["low"]) / RATING_STEPS
             place = ((known.rating - ends["low"]) / step).floor().clip(upper=RATING_STEPS - 1)
-            stepped = known.mutate(rating=ends["low"] + place * step)
-            counts = stepped.group_by("rating").agg(size=stepped.count()).order_by("rating")
-        found = [[row["rating"], row["size"]] for row in self.engine.fetch(counts).to_pylist()]
+            found = self._sizes(known.mutate(rating=ends["low"] + place * step), RATING_STEPS)
         unrated = sum(self.parts.values()) - sum(size for _, size in found)
         return {"ratings": found, "rating_step": step, "num_unrated": unrated}
+
+    def _sizes(self, log: ibis.Table, most: int) -> list[list[float]]:
+        sizes = log.group_by("rating").agg(size=log.count()).order_by("rating").limit(most)
+        return [[row["rating"], row["size"]] for row in self.engine.fetch(sizes).to_pylist()]
 
     def _columns(self) -> dict[str, int]:
         """Returns how many interactions have something in each further column of the log."""

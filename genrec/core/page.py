@@ -304,7 +304,9 @@ def to_svg(figure: Any, label: str, texts: Sequence[str] = ()) -> str:
         for child in list(parent):
             if child.tag.rpartition("}")[2] in ("metadata", "style"):
                 parent.remove(child)
-        parent.text = parent.tail = None if parent.tag != "text" else parent.text
+        parent.tail = None
+        if parent.tag != "text":
+            parent.text = None
     for node in root.iter():
         name = node.attrib.pop("id", "")
         if node.tag == "path" and re.fullmatch(r"m[0-9a-f]{10}", name):
