@@ -158,6 +158,11 @@ def database_table(address: str, query: str | None, scratch: Path, what: str) ->
     return Source((file,), "parquet", name=f"{address} ({query})")
 
 
+def without_login(source: str) -> str:
+    """Returns a source without the name and the password that the address of a database may have, for reports."""
+    return re.sub(r"(?<=://)[^/]*@", "", source)
+
+
 def find_reading(
     source: str,
     scratch: Path,
