@@ -239,7 +239,7 @@ def _amazon_2014(log: Path, items: Path | None) -> Reading:
     def shape(items: ibis.Table) -> ibis.Table:
         listed = items.categories
         once = listed.filter(lambda name, place: listed.index(name) == place)
-        texts = {"title": items.title, "brand": items.brand, "description": items.description.join(" ")}
+        texts = {"title": items.title, "brand": items.brand, "description": _joined(items.description)}
         return items.select(
             "_file", "_row", item_id=items.asin, categories=once, price=_price(items.price), **texts
         )
@@ -266,7 +266,7 @@ def _amazon_2018(log: Path, items: Path | None) -> Reading:
             title=title,
             brand=items.brand,
             categories=items.category.filter(lambda name: ~name.contains("</")),
-            description=_without_scripts(items.description.join(" ")),
+            description=_without_scripts(_joined(items.description)),
             price=_price(items.price),
         )
 
@@ -321,7 +321,7 @@ def _amazon_2023(log: Path, items: Path | None) -> Reading:
             title=items.title,
             brand=items.store,
             categories=(items.categories.length() > 0).fill_null(False).ifelse(items.categories, main),
-            description=items.description.join(" "),
+            description=_joined(items.description),
             price=_price(items.price),
         )
 
@@ -337,6 +337,10 @@ def _amazon_2023(log: Path, items: Path | None) -> Reading:
         unknown_items="untitled",
         terms=MCAULEY,
     )
+
+
+def _joined(texts: Any, between: str = " ") -> Any:
+    return texts.join(between).nullif("")
 
 
 def _price(price: Any) -> Any:
@@ -367,7 +371,7 @@ def _yelp(log: Path, items: Path | None) -> Reading:
     }
 
     def shape(items: ibis.Table) -> ibis.Table:
-        listed = items.categories.join(", ").nullif("").split(", ")
+        listed = _joined(items.categories, ", ").split(", ")
         return items.select(
             "_file", "_row", "city", item_id=items.business_id, title=items.name, categories=listed
         )
