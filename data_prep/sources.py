@@ -145,6 +145,7 @@ def database_table(address: str, query: str | None, scratch: Path, what: str) ->
     Raises:
         DataError: If there is no query, no such file, or the database refuses.
     """
+    import duckdb
     import ibis
 
     shown = re.sub(r"(://[^/@]*:)[^/@]*@", r"\1***@", address)  # a password has no place in reports
@@ -164,18 +165,19 @@ def database_table(address: str, query: str | None, scratch: Path, what: str) ->
     try:
         if kind == "sqlite":
             _copy_from_sqlite(Path(rest.removeprefix("/")), query, file)
+        elif kind == "duckdb":
+            asked = query if re.search(r"\s", query) else f"SELECT * FROM {query}"
+            with duckdb.connect(rest.removeprefix("/"), read_only=True) as con:
+                con.sql(asked).write_parquet(str(file))
         else:
-            opened = {"read_only": True} if kind == "duckdb" else {}
-            con: Any = ibis.connect(address, **opened)
-            try:
-                table = con.sql(query) if re.search(r"\s", query) else con.table(query)
-                batches = table.to_pyarrow_batches(chunk_size=BATCH)
-                _write(batches, batches.schema, file)
-            finally:
-                con.disconnect()
+            backend: Any = ibis.connect(address)
+            table = backend.sql(query) if re.search(r"\s", query) else backend.table(query)
+            batches = table.to_pyarrow_batches(chunk_size=BATCH)
+            _write(batches, batches.schema, file)
+            backend.disconnect()
     except Exception as error:
         raise DataError(
-            f"{shown} did not answer {query!r}: {type(error).__name__}: {error}. data.query (and data.items) is the name of "
+            f"{shown} did not answer {query!r}: {type(error).__name__}: {str(error).replace(address, shown)}. data.query (and data.items) is the name of "
             "a table or SQL; data.source is sqlite:///FILE, duckdb:///FILE or another address that Ibis knows, whose driver "
             "must be installed (pip install 'ibis-framework[postgres]')."
         ) from error
