@@ -23,7 +23,7 @@ from genrec.data_prep.catalog import ItemCatalog, with_lists
 from genrec.data_prep.engine import Engine, Scan, memory_engine, open_engine
 from genrec.data_prep.log import InteractionLog
 from genrec.data_prep.settings import DataSettings
-from genrec.data_prep.sources import Reading, find_reading
+from genrec.data_prep.sources import Reading, find_reading, without_password
 from genrec.data_prep.split import check_parts, rule_in_words, split_rule
 from genrec.data_prep.tables import Checked, OnBadRows, TimeKind, check_items, check_log
 
@@ -73,7 +73,7 @@ def prepare(settings: DataSettings, folder: str | Path) -> dict[str, Any]:
         work.write(folder / LOG)
         items.write(folder / CATALOG)
         report = {
-            "source": s.source,
+            "source": without_password(s.source),
             "format": reading.format,
             "engine": s.engine.name,
             "time": checked.time,
@@ -379,7 +379,7 @@ def _write_manifest(folder: Path, settings: DataSettings, reading: Reading, repo
         {
             "genrec": __version__,
             "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
-            "settings": settings.model_dump(mode="json"),
+            "settings": settings.model_dump(mode="json") | {"source": without_password(settings.source)},
             "format": reading.format,
             "source_files": [
                 {"name": file.name, "bytes": file.stat().st_size, "sha256": hash_file(file)}

@@ -132,6 +132,11 @@ def hub_table(name: str, scratch: Path) -> Source:
     return Source((file,), "parquet", name=f"hub:{name}")
 
 
+def without_password(address: str) -> str:
+    """Returns a source as reports and errors may show it."""
+    return re.sub(r"(://[^/@]*:)[^/@]*@", r"\1***@", address)
+
+
 def database_table(address: str, query: str | None, scratch: Path, what: str) -> Source:
     """Returns what a database answers, as Parquet in the scratch folder; it passes through memory in batches.
 
@@ -148,7 +153,7 @@ def database_table(address: str, query: str | None, scratch: Path, what: str) ->
     import duckdb
     import ibis
 
-    shown = re.sub(r"(://[^/@]*:)[^/@]*@", r"\1***@", address)  # a password has no place in reports
+    shown = without_password(address)
     if not query:
         raise DataError(
             f"{shown} is a database: say what it is asked with data.query=TABLE or data.query='SELECT ...'."

@@ -5,10 +5,12 @@ import json
 
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from genrec.core.errors import DataError
 from genrec.data_prep import load_dataset
-from genrec.data_prep.engine import EngineSettings, open_engine
+from genrec.data_prep.engine import EngineSettings, open_engine, parse_literal
 from genrec.data_prep.prepare import prepare
 from genrec.data_prep.readers import FORMATS, GENRES, format_table
 from genrec.data_prep.settings import DataSettings
@@ -455,6 +457,22 @@ def test_blank_lines_of_python_literals_keep_the_count(tmp_path):
         load_dataset(str(put(tmp_path, files)))
 
 
+VALUES = st.recursive(
+    st.text(max_size=8)
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.booleans()
+    | st.none(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(st.dictionaries(st.text(max_size=4), VALUES, max_size=4))
+def test_a_dictionary_of_python_is_parsed_as_python_does(row):
+    assert parse_literal(repr(row)) == row
+
+
 def test_a_cut_gzip_is_a_data_error(tmp_path):
     for name in ("reviews_Digital_Music_5.json.gz", "meta_Digital_Music.json.gz"):
         folder = put(tmp_path / name, SETS["amazon-2014"][0])
@@ -543,11 +561,17 @@ def by_row(table):
     return sorted(table.to_pylist(), key=repr)
 
 
+# A few rows need no compiled code.
+QUICK = {"spark.sql.codegen.wholeStage": "false", "spark.sql.codegen.factoryMode": "NO_CODEGEN"}
+
+
 @pytest.mark.spark
 def test_every_format_is_read_on_spark_as_on_duckdb(tmp_path):
     pytest.importorskip("pyspark")
     with (
-        open_engine(EngineSettings(name="spark", memory_gb=1, threads=1), tmp_path / "spark") as spark,
+        open_engine(
+            EngineSettings(name="spark", memory_gb=1, threads=1, spark=QUICK), tmp_path / "spark"
+        ) as spark,
         open_engine(EngineSettings(), tmp_path / "duckdb") as duckdb,
     ):
         for name, (files, *_) in SETS.items():
