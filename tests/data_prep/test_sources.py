@@ -59,6 +59,15 @@ def test_values_of_sqlite_keep_their_kind_and_mixed_ones_are_text(tmp_path):
     ]
 
 
+def test_rows_keep_the_order_of_the_answer(tmp_path, sqlite):
+    query = "SELECT * FROM purchases ORDER BY timestamp DESC"
+    with duckdb.connect(str(tmp_path / "a.duckdb")) as con:
+        con.execute("CREATE TABLE purchases AS SELECT range AS timestamp FROM range(1400000000, 1400000003)")
+    for address in (sqlite, f"duckdb:///{tmp_path}/a.duckdb"):
+        table = pq.read_table(database_table(address, query, tmp_path, "log").files[0])
+        assert table["timestamp"].to_pylist() == [1400000002, 1400000001, 1400000000]
+
+
 def test_a_large_answer_comes_in_batches(tmp_path, monkeypatch):
     monkeypatch.setattr("genrec.data_prep.sources.BATCH", 1000)
     with sqlite3.connect(tmp_path / "a.db") as con:
