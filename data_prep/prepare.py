@@ -364,6 +364,7 @@ def _items(work: _Work, reading: Reading, quarantine: Path) -> tuple[ItemCatalog
     if reading.items is None:
         ids = sorted(engine.fetch(left)["item_id"].to_pylist())
         catalogue, num_bad, num_read = ItemCatalog.from_titles(dict.fromkeys(ids)), 0, 0
+        num_without = len(ids)
         cleaned: dict[str, int] = {}
     else:
         scan = _scan(engine, reading.items, reading.shape_items)
@@ -373,7 +374,8 @@ def _items(work: _Work, reading: Reading, quarantine: Path) -> tuple[ItemCatalog
         texts = [name for name in table.columns if table[name].type().is_string() and name != "item_id"]
         num_read = engine.one(table.agg(n=table.count()))["n"]
         unknown = engine.fetch(left.anti_join(table, "item_id").order_by("item_id"))["item_id"].to_pylist()
-        if unknown:
+        num_without = len(unknown)
+        if unknown and reading.unknown_items == "error":
             raise DataError(
                 f"The log names {len(unknown):,} items that the catalogue lacks, first: {', '.join(unknown[:5])}. Add them "
                 "to the catalogue (a title may be empty)."
@@ -387,11 +389,15 @@ def _items(work: _Work, reading: Reading, quarantine: Path) -> tuple[ItemCatalog
             cleaned = {name: count for name, count in engine.one(kept.agg(**differ)).items() if count}
             kept = kept.mutate(**{name: rules.cleaned(kept[name]) for name in texts})
         fetched = engine.fetch(kept)
+        if unknown:
+            untitled = pa.table({"item_id": pa.array(unknown, fetched.schema.field("item_id").type)})
+            fetched = pa.concat_tables([fetched, untitled], promote_options="default")
         catalogue = ItemCatalog(with_lists(fetched) if reading.items.format == "json" else fetched)
         num_bad = checked.num_bad
     return catalogue, {
         "num_catalogue_rows": num_read,
         "num_quarantined_items": num_bad,
+        "num_items_without_entry": num_without,
         "num_untitled_items": catalogue.num_untitled,
         "num_items_with_shared_title": catalogue.num_shared_titles,
         "text_coverage": {"title": len(catalogue) - catalogue.num_untitled}  # one without is called by its id
@@ -444,7 +450,7 @@ def _write_manifest(folder: Path, settings: DataSettings, reading: Reading, repo
         {
             "genrec": __version__,
             "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
-            "settings": settings.model_dump(mode="json"),
+            "settings": settings.model_dump(mode="json") | {"source": without_login(settings.source)},
             "format": reading.format,
             "source_files": [
                 {"name": file.name, "bytes": file.stat().st_size, "sha256": hash_file(file)}
