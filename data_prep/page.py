@@ -205,7 +205,7 @@ class _Figures:
         all_tested = r["split"] == "leave-one-out" and not r["num_short_users"]
         what = "test item" if all_tested else "last item"
         return (
-            f"In {share(last / users)} of users ({last:,}) the last interaction ties with others: another tie rule would "
+            f"In {share(last / users)} of users ({last:,}) the last interaction ties with others: another tie rule can "
             f"change their {what}. The rule here: {r['tie_rule']}."
         )
 

@@ -312,7 +312,8 @@ class _Work:
             ends = one(known.agg(low=known.rating.min(), high=known.rating.max()))
             step = (ends["high"] - ends["low"]) / RATING_STEPS
             place = ((known.rating - ends["low"]) / step).floor().clip(upper=RATING_STEPS - 1)
-            found = self._sizes(known.mutate(rating=ends["low"] + place * step), RATING_STEPS)
+            places = self._sizes(known.mutate(rating=place), RATING_STEPS)
+            found = [[ends["low"] + number * step, size] for number, size in places]
         unrated = sum(self.parts.values()) - sum(size for _, size in found)
         return {"ratings": found, "rating_step": step, "num_unrated": unrated}
 
