@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shutil
 
 import pyarrow.parquet as pq
 import pytest
@@ -559,6 +560,7 @@ QUICK = {"spark.sql.codegen.wholeStage": "false", "spark.sql.codegen.factoryMode
 
 
 @pytest.mark.spark
+@pytest.mark.skipif(not shutil.which("java"), reason="Spark needs Java 17")
 def test_every_format_is_read_on_spark_as_on_duckdb(tmp_path):
     pytest.importorskip("pyspark")
     with (
