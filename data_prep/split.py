@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
 
 from genrec.core.errors import DataError
@@ -88,6 +89,7 @@ class Split:
             evaluated. Global temporal: held-out interactions with nothing before them, which are not
             evaluated.
         rule: How it was split, in words.
+        table: The log, ordered by user and time, with a column ``part``: ``"train"``, ``"valid"`` or ``"test"``.
     """
 
     train: dict[UserId, list[ItemId]]
@@ -96,6 +98,7 @@ class Split:
     test: HeldOut
     num_short: int
     rule: str
+    table: pa.Table
 
 
 def leave_one_out(log: InteractionLog) -> Split:
@@ -112,10 +115,13 @@ def leave_one_out(log: InteractionLog) -> Split:
     before: list[list[ItemId]] = []
     valid: list[ItemId] = []
     test: list[ItemId] = []
+    parts: list[str] = []
     for user, items in log.histories().items():
+        parts += ["train"] * len(items)
         if len(items) < 3:
             train[user] = items
             continue
+        parts[-2:] = ["valid", "test"]
         train[user] = items[:-2]
         users.append(user)
         before.append(items[:-2])
@@ -134,6 +140,7 @@ def leave_one_out(log: InteractionLog) -> Split:
         test=HeldOut(users, histories, [[item] for item in test]),
         num_short=len(train) - len(users),
         rule="leave-one-out",
+        table=log.table.append_column("part", pa.array(parts)),
     )
 
 
@@ -200,7 +207,8 @@ def global_temporal(
     valid, test = (HeldOut(*map(list, zip(*held, strict=True))) for held in rows)
     asked = "one row an interaction" if targets == "each" else "one row a user"
     times_of = _times(log, train)
-    return Split(train, times_of, valid, test, int(num_short), f"global temporal, {asked}")
+    table = log.table.append_column("part", pa.array(np.array(["train", "valid", "test"])[parts]))
+    return Split(train, times_of, valid, test, int(num_short), f"global temporal, {asked}", table)
 
 
 def _times(log: InteractionLog, train: dict[UserId, list[ItemId]]) -> dict[UserId, list[float]]:
