@@ -16,7 +16,7 @@ from genrec.data_prep import SplitSettings
 from genrec.evaluation.protocol import EvaluateSettings
 from genrec.indexing import INDEXERS, IndexSettings
 from genrec.models.settings import GRU4RecSettings, SASRecSettings
-from genrec.tasks.build import TaskSettings
+from genrec.tasks.settings import TaskSettings
 from genrec.training.settings import ModelSettings, TrainSettings
 
 

@@ -20,13 +20,16 @@ if TYPE_CHECKING:
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
+# Jobs from which on a progress bar is worth its lines.
+_MANY = 20
+
 _work: Callable[[Any], Any]
 
 
 def in_order(
     work: Callable[[Job], Result], jobs: Sequence[Job], workers: int, label: str
 ) -> Iterator[Result]:
-    """Yields the result of every job, in the order of the jobs, behind a progress bar.
+    """Yields the result of every job, in the order of the jobs, behind a progress bar where there are many.
 
     Args:
         work: A function of the job alone.
@@ -34,15 +37,15 @@ def in_order(
         workers: Processes that work; 1 is this one.
         label: What the bar says.
     """
-    workers = min(workers, len(jobs))
+    workers, shown = min(workers, len(jobs)), len(jobs) if len(jobs) >= _MANY else 0
     if workers <= 1:
-        yield from progress(map(work, jobs), len(jobs), label)
+        yield from progress(map(work, jobs), shown, label)
         return
     # A forked process has the data already; another system's must be sent them once.
     kind = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
     context = multiprocessing.get_context(kind)
     with ProcessPoolExecutor(workers, context, _begin, (work,)) as pool:
-        yield from progress(pool.map(_do, jobs), len(jobs), label)
+        yield from progress(pool.map(_do, jobs), shown, label)
 
 
 def _begin(work: Callable[[Any], Any]) -> None:
@@ -69,7 +72,11 @@ def arrow_dataset(tables: Iterable[pa.Table], schema: pa.Schema, file: Path | No
     datasets = require("datasets", "train")
     if file is None:
         return datasets.Dataset(pa.concat_tables([schema.empty_table(), *tables]).combine_chunks())
-    with atomic_path(file) as part, pa.OSFile(str(part), "wb") as sink, pa.ipc.new_stream(sink, schema) as out:
+    with (
+        atomic_path(file) as part,
+        pa.OSFile(str(part), "wb") as sink,
+        pa.ipc.new_stream(sink, schema) as out,
+    ):
         for table in tables:
             out.write_table(table, max_chunksize=1000)
     return datasets.Dataset.from_file(str(file))

@@ -6,14 +6,14 @@ import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 import pyarrow as pa
 
-from genrec.core.errors import RecipeError, lookup, require
+from genrec.core.errors import RecipeError, RunError, lookup, require
 from genrec.core.files import write_json
 from genrec.core.progress import say
 from genrec.data_prep import ItemCatalog, Split, UserId
@@ -38,7 +38,16 @@ _RANGE = 2**64
 # Users or items that a preview goes through for a row.
 _TRIED = 2_000
 
-COUNTS = ("samples", "rows", "without_template", "too_long", "histories_cut", "items_dropped", "items_untrained")
+PARTS, REPORT = ("train", "validation"), "tasks_report.json"
+COUNTS = (
+    "samples",
+    "rows",
+    "without_template",
+    "too_long",
+    "histories_cut",
+    "items_dropped",
+    "items_untrained",
+)
 
 
 class Share(NamedTuple):
@@ -125,12 +134,12 @@ class TaskRows:
         """Returns ``train`` and ``validation``; see ``build_dataset``."""
         datasets = require("datasets", "train")
         place = Path(folder) if folder is not None else None
-        tables = {
-            "train": self._tables(workers or self.settings.workers),
-            "validation": (self.table(rows) for rows in batched(self.validation(), _JOB)),
-        }
+        tables = (self._tables(workers or self.settings.workers), self._in_stretches(self.validation()))
         return datasets.DatasetDict(
-            {name: arrow_dataset(each, self.schema, place and place / f"{name}.arrow") for name, each in tables.items()}
+            {
+                name: arrow_dataset(each, self.schema, place and place / f"{name}.arrow")
+                for name, each in zip(PARTS, tables, strict=True)
+            }
         )
 
     def stream(self) -> IterableDataset:
@@ -198,9 +207,13 @@ class TaskRows:
         found: list[Row] = []
         for template in templates if templates is not None else [None] * num_rows:
             # Jobs and units are gone through from another place for each row, so that rows differ in users.
-            for sample in self._scattered(family, len(found), templates and len(templates) or num_rows):
+            for sample in self._scattered(family, len(found), (templates and len(templates)) or num_rows):
                 chosen = self.draw(family.seen, sample) if template is None else template
-                if chosen is not None and fits(chosen, sample) and (row := self.write(family, sample, chosen, count)):
+                if (
+                    chosen is not None
+                    and fits(chosen, sample)
+                    and (row := self.write(family, sample, chosen, count))
+                ):
                     found.append(row)
                     break
         return found
@@ -335,7 +348,9 @@ class TaskRows:
                 yield (unit if sampler.over == "users" else -1), place
 
     def _times(self, share: Share, family: str, key: str) -> int:
-        return share.times + (share.below > 0 and keyed(self.settings.seed, family, key, "kept") < share.below)
+        return share.times + (
+            share.below > 0 and keyed(self.settings.seed, family, key, "kept") < share.below
+        )
 
     @cached_property
     def shares(self) -> dict[str, Share]:
@@ -391,6 +406,10 @@ class TaskRows:
         names = ("task", "template", "key")
         return pa.schema([*((name, pa.string()) for name in names), ("prompt", text), ("completion", text)])
 
+    def _in_stretches(self, rows: Iterator[Row]) -> Iterator[pa.Table]:
+        while stretch := list(islice(rows, _JOB)):
+            yield self.table(stretch)
+
     def table(self, rows: Iterable[Row]) -> pa.Table:
         """Returns rows as a table with the columns of ``schema``."""
         return pa.Table.from_pylist(list(rows), self.schema)
@@ -415,7 +434,9 @@ class TaskRows:
         """Yields a row for each held-out row of validation, asked as serving asks, for the first of its items."""
         held_out, number = self.split.valid, self._book.number
         template = "" if self.asker.form in BARE else self.asker.template.id
-        for user, history, targets in zip(held_out.user_ids, held_out.histories, held_out.targets, strict=True):
+        for user, history, targets in zip(
+            held_out.user_ids, held_out.histories, held_out.targets, strict=True
+        ):
             if self.renderer:
                 prompt = self.renderer.prompt(history)
             else:
@@ -479,7 +500,8 @@ def build_dataset(
         index: Its identifiers.
         settings: The mixture and how it is written.
         tokenizer: The backbone's, identifier tokens included; needed for ``tasks.max_tokens`` alone.
-        folder: Where rows are written and mapped from, with ``report.json``; None keeps them in memory.
+        folder: Where rows are written and mapped from (``train.arrow``, ``validation.arrow``), with
+            ``tasks_report.json``; None keeps them in memory.
         workers: Processes; default is ``settings.workers``.
 
     Raises:
@@ -492,9 +514,22 @@ def build_dataset(
     rows = TaskRows(split, items, index, settings, tokenizer)
     data = rows.dataset(folder, workers)
     if folder is not None:
-        write_json(Path(folder) / "report.json", rows.report)
+        write_json(Path(folder) / REPORT, rows.report)
         say(f"  {rows.summary()}")
     return data
+
+
+def read_rows(folder: str | Path) -> DatasetDict:
+    """Returns the rows that ``build_dataset`` wrote into a folder, mapped from there.
+
+    Raises:
+        RunError: If they are not there.
+    """
+    datasets = require("datasets", "train")
+    paths = {name: Path(folder) / f"{name}.arrow" for name in PARTS}
+    if missing := [str(path) for path in paths.values() if not path.is_file()]:
+        raise RunError(f"{missing[0]} is missing: genrec train RECIPE writes it.")
+    return datasets.DatasetDict({name: datasets.Dataset.from_file(str(path)) for name, path in paths.items()})
 
 
 def stream_dataset(
@@ -585,9 +620,7 @@ def make_asker(settings: TaskSettings, strict: bool = True) -> Asker:
     return Asker(form)
 
 
-def make_renderer(
-    tokenizer: PreTrainedTokenizerBase, index: ItemIndex, settings: TaskSettings
-) -> Renderer:
+def make_renderer(tokenizer: PreTrainedTokenizerBase, index: ItemIndex, settings: TaskSettings) -> Renderer:
     """Returns the renderer that serves what was trained with these settings; errors as ``make_asker``."""
     return Renderer(tokenizer, index, make_asker(settings), settings.max_history, settings.max_tokens)
 

@@ -141,7 +141,11 @@ class Family:
         """The first seen template that asks for the next item by its identifier, from identifiers alone."""
         wanted = {("history", "code"), ("target", "code")}
         return next(
-            (t for t in self.seen if self.samples == "next_item" and set(t.needs) == wanted and t.answers_with_code),
+            (
+                t
+                for t in self.seen
+                if self.samples == "next_item" and set(t.needs) == wanted and t.answers_with_code
+            ),
             None,
         )
 
@@ -207,14 +211,22 @@ def _parse(text: str, file: str) -> Family:
     slots = _slots(tree["slots"], tree["samples"], file)
     if not isinstance(tree["templates"], list) or not tree["templates"]:
         raise RecipeError(f"{file}: 'templates' must be a list of at least one template.")
-    templates = [_template(entry, place, slots, file) for place, entry in enumerate(tree["templates"], start=1)]
+    templates = [
+        _template(entry, place, slots, file) for place, entry in enumerate(tree["templates"], start=1)
+    ]
     seen: set[str] = set()
     for template in templates:
         if template.id in seen:
             raise RecipeError(f"{file}: two templates have the id {template.id!r}. Give one another.")
         seen.add(template.id)
     return Family(
-        tree["family"], tree["about"].strip(), tree["source"].strip(), tree["samples"], slots, tuple(templates), file
+        tree["family"],
+        tree["about"].strip(),
+        tree["source"].strip(),
+        tree["samples"],
+        slots,
+        tuple(templates),
+        file,
     )
 
 
@@ -229,7 +241,9 @@ def _slots(declared: Any, sampler: str, file: str) -> dict[str, str]:
                 f"{', '.join(offered)}.{nearest(str(name), offered)}"
             )
         if kind != offered[name]:
-            raise RecipeError(f"{file}: the slot {name!r} of {sampler!r} is of type {offered[name]!r}, not {kind!r}.")
+            raise RecipeError(
+                f"{file}: the slot {name!r} of {sampler!r} is of type {offered[name]!r}, not {kind!r}."
+            )
     return dict(declared)
 
 
@@ -301,7 +315,9 @@ def _needs(tree: nodes.Template, slots: Mapping[str, str], where: str) -> list[t
                 continue
             found.append((slot, LIST_FILTERS[node.name][0]))
         elif isinstance(node, nodes.Getitem):
-            raise RecipeError(f"{where}: print a field of {slot!r} as {{{{ {slot}.title }}}}, without brackets.")
+            raise RecipeError(
+                f"{where}: print a field of {slot!r} as {{{{ {slot}.title }}}}, without brackets."
+            )
         else:
             if node.attr not in TYPES[kind]:
                 raise RecipeError(

@@ -5,15 +5,22 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import pyarrow as pa
 
 from genrec.core.errors import DataError, ModelError
 from genrec.data_prep import ItemId
 from genrec.indexing import ItemIndex
+from genrec.tasks.arrow import arrow_dataset, in_order
 from genrec.tasks.families import Template, load_families
 from genrec.tasks.views import LIST_FILTERS, ItemBook, Items
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
 # A row's prompt or completion: text, or the messages of a chat.
@@ -252,7 +259,9 @@ class Renderer:
             return self.tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
         rows = [self._pieces_of(text) for text in texts]
         known = self._pieces
-        new = dict.fromkeys(piece for row in rows for piece in row if isinstance(piece, tuple) and piece not in known)
+        new = dict.fromkeys(
+            piece for row in rows for piece in row if isinstance(piece, tuple) and piece not in known
+        )
         if new:
             if len(known) + len(new) > _MOST_PIECES:
                 known.clear()
@@ -283,6 +292,45 @@ class Renderer:
         if begin < len(text):
             pieces.append((text[begin:], begin == 0))
         return pieces
+
+
+class _Tokenised:
+    """The token ids of stretches of rows, as a job of ``in_order``."""
+
+    def __init__(self, rows: Dataset, renderer: Renderer) -> None:
+        self._rows, self._renderer = rows, renderer
+
+    def __call__(self, stretch: tuple[int, int]) -> pa.Table:
+        rows = self._rows[slice(*stretch)]
+        found = self._renderer.rows_ids(rows["prompt"], rows["completion"])
+        ids, lengths = zip(*found, strict=True)
+        # Through one array: pyarrow reads lists of lists of Python numbers slowly.
+        edges = np.cumsum([0, *map(len, ids)], dtype=np.int32)
+        flat = np.fromiter(chain.from_iterable(ids), np.int32, edges[-1])
+        column = pa.ListArray.from_arrays(edges, flat)
+        return pa.table([column, pa.array(lengths, pa.int32())], schema=TOKEN_SCHEMA)
+
+
+TOKEN_SCHEMA = pa.schema([("input_ids", pa.list_(pa.int32())), ("prompt_tokens", pa.int32())])
+_STRETCH = 10_000
+
+
+def tokenise(rows: Dataset, renderer: Renderer, workers: int = 1, file: Path | None = None) -> Dataset:
+    """Returns of each row its ``input_ids`` and ``prompt_tokens``, how many of them are the prompt's.
+
+    Args:
+        rows: From ``build_dataset``.
+        renderer: Of the same tokenizer and index.
+        workers: Processes.
+        file: Where they are written and mapped from; None keeps them in memory.
+
+    Raises:
+        ModelError: As ``Renderer.row_ids``.
+        RunError: If the disk refuses.
+    """
+    stretches = [(start, min(start + _STRETCH, len(rows))) for start in range(0, len(rows), _STRETCH)]
+    tables = in_order(_Tokenised(rows, renderer), stretches, workers, "tokenised rows")
+    return arrow_dataset(tables, TOKEN_SCHEMA, file)
 
 
 def longest(most: int, fits: Callable[[int], bool]) -> int:

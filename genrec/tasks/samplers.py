@@ -317,7 +317,9 @@ SAMPLERS: dict[str, Sampler] = {
             "stars": STARS,
             "shown_score": Slot("score", _shown_score, "the rating, or another of the scale, as likely"),
             "answer": IS_TARGET,
-            "liked": Slot("answer", _liked, "like or dislike: whether the rating is at least tasks.like_from"),
+            "liked": Slot(
+                "answer", _liked, "like or dislike: whether the rating is at least tasks.like_from"
+            ),
             "choices": Slot("choices", _choices, "every rating that occurs in training"),
         },
         column="rating",
@@ -357,9 +359,15 @@ SAMPLERS: dict[str, Sampler] = {
         _from_second,
         {
             "user": USER,
-            "history": Slot("items", _rated_history, "what the user took before, with ratings where there are any"),
-            "item": Slot("item", _clicked, "the item; without ratings it or one that the user never took, as likely"),
-            "answer": Slot("answer", _click, "yes or no: whether the user liked it (tasks.like_from), or took it"),
+            "history": Slot(
+                "items", _rated_history, "what the user took before, with ratings where there are any"
+            ),
+            "item": Slot(
+                "item", _clicked, "the item; without ratings it or one that the user never took, as likely"
+            ),
+            "answer": Slot(
+                "answer", _click, "yes or no: whether the user liked it (tasks.like_from), or took it"
+            ),
         },
     ),
     "item_text": Sampler(
@@ -402,7 +410,9 @@ SAMPLERS: dict[str, Sampler] = {
             "history": HISTORY,
             "target": TARGET,
             "preference": Slot(
-                "text", _written("preferred"), "of the user's preferences before the target, the nearest to it"
+                "text",
+                _written("preferred"),
+                "of the user's preferences before the target, the nearest to it",
             ),
         },
         held_out=False,

@@ -68,7 +68,9 @@ class Source:
         self.asked = np.asarray(pc.equal(kept["part"], part).combine_chunks().to_numpy(zero_copy_only=False))
         self.user_number = np.arange(1, len(self.user_ids) + 1)
         if part != "train":
-            order = {user: number for number, user in enumerate(dict.fromkeys([*known, *self.user_ids]), start=1)}
+            order = {
+                user: number for number, user in enumerate(dict.fromkeys([*known, *self.user_ids]), start=1)
+            }
             self.user_number = np.array([order[user] for user in self.user_ids], np.int64)
 
     def __len__(self) -> int:
@@ -130,7 +132,9 @@ class Source:
         """Returns what a user is called in the column ``user_name``, None where it has nothing."""
         if "user_name" not in self._table.column_names:
             return None
-        rows = self._table["user_name"].slice(int(self.start[user]), int(self.start[user + 1] - self.start[user]))
+        rows = self._table["user_name"].slice(
+            int(self.start[user]), int(self.start[user + 1] - self.start[user])
+        )
         return next((str(name).strip() for name in rows.to_pylist() if name and str(name).strip()), None)
 
     @cached_property
