@@ -30,7 +30,7 @@ def _words(text: str) -> frozenset[str]:
 _ABBREVIATIONS = _words("approx dr e.g etc ft i.e inc jr lb lbs mr mrs ms no oz sr st vs")
 
 _DETERMINERS = _words("a an any each every her his its my no our some the their these this those your")
-_FUNCTION_WORDS = _DETERMINERS | _words(
+FUNCTION_WORDS = _DETERMINERS | _words(
     """
     about after again all also although am and anyone are aren't as at be because been before being but by can
     can't cannot could couldn't did didn't do does doesn't don't enough especially even for from had has have
@@ -50,7 +50,7 @@ _EMPTY_NOUNS = _words(
     need needs night none nothing one ones option other others people person piece place point problem
     problems product products purchase reason recommendation rest result results review reviewer reviewers
     reviews same second seller side solution something son sort star stars store stuff theory thing things
-    thought thoughts time times top trick trouble type use user users variety version way ways week weeks wife
+    thought thoughts time times top trick trouble try type use user users variety version way ways week weeks wife
     word words work world year years
     """
 )
@@ -90,7 +90,7 @@ _DESCRIPTIONS = _words(
     thick thin tight tough unique warm weak worse worst wrong
     """
 )
-_OPINIONS = _LIKINGS | _ADVERBS | _VERDICTS | _DESCRIPTIONS
+OPINIONS = _LIKINGS | _ADVERBS | _VERDICTS | _DESCRIPTIONS
 _LINKS = _words(
     """
     are aren't came comes does doesn't feel feels felt fits functions has have held hold holds is isn't look
@@ -232,7 +232,7 @@ class _Kinds:
     def __init__(self, vocabulary: list[str]) -> None:
         self.vocabulary = vocabulary
         self.word = np.array([text[0].isalpha() for text in vocabulary])
-        self.function = self._among(_FUNCTION_WORDS)
+        self.function = self._among(FUNCTION_WORDS)
         self.determiner = self._among(_DETERMINERS)
         self.preposition = self._among(_PREPOSITIONS)
         self.link = self._among(_LINKS)
@@ -241,7 +241,7 @@ class _Kinds:
         self.predicate = self._among(_VERDICTS | _DESCRIPTIONS | _ADVERBS)
         self.plain = self.word & ~self.function
         long = np.array([len(text) > 2 for text in vocabulary])
-        self.nameable = self.plain & long & ~self._among(_EMPTY_NOUNS | _OPINIONS)
+        self.nameable = self.plain & long & ~self._among(_EMPTY_NOUNS | OPINIONS)
 
     def _among(self, words: Collection[str]) -> np.ndarray:
         return np.array([text in words for text in self.vocabulary])
