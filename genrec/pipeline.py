@@ -122,8 +122,9 @@ class Pipeline:
             train = {k: v for k, v in r["train"].items() if k not in ("checkpoint_steps", "report_to")}
             before = [self.inputs("index")]
             before += [self.inputs(kind) for kind in self.recipe.train.teachers]
-            families = [hash_file(file) for file in r["tasks"]["files"] if Path(file).is_file()]
-            tasks = {k: v for k, v in r["tasks"].items() if k != "workers"} | {"files": families}
+            tasks = {k: v for k, v in r["tasks"].items() if k != "workers"}
+            read = [*tasks["files"], tasks["texts"]["writer"].removeprefix("file:")]
+            tasks["files"] = [hash_file(file) for file in read if Path(file).is_file()]
             return {"tasks": tasks, "model": r["model"], "train": train, "before": before}
         if stage in SEQUENCE_MODELS:
             searched = r["evaluate"]["search"].get(stage)
@@ -313,14 +314,15 @@ class Pipeline:
         make_asker(r.tasks)  # before anything long: what cannot be ranked should be known at once
         folder = self.run.path / DATA
         if is_main_process():
+            require("torch", "train")
+            from genrec.models.backbone import load_backbone, load_tokenizer
+            from genrec.models.vocabulary import add_identifier_tokens
+
             tokenizer = None
             if r.tasks.max_tokens is not None:
-                from genrec.models.backbone import load_tokenizer
-                from genrec.models.vocabulary import add_identifier_tokens
-
                 tokenizer = load_tokenizer(r.model.backbone)
                 add_identifier_tokens(tokenizer, self.index.tokens)
-            build_dataset(self.split, self.items, self.index, r.tasks, tokenizer, folder)
+            build_dataset(self.split, self.items, self.index, r.tasks, tokenizer, folder, load=load_backbone)
         wait()
         data = read_rows(folder)
         finetune(

@@ -199,6 +199,8 @@ def _validate(tree: dict[str, Any], source: str) -> Recipe:
     for section in _SEEDED:
         if isinstance(tree.setdefault(section, {}), dict):
             tree[section].setdefault("seed", seed)
+    if isinstance(tree["tasks"], dict) and isinstance(texts := tree["tasks"].setdefault("texts", {}), dict):
+        texts.setdefault("seed", tree["tasks"]["seed"])
     try:
         return Recipe.model_validate(tree)
     except ValidationError as error:

@@ -21,10 +21,11 @@ from genrec.indexing import ItemIndex
 from genrec.tasks.arrow import arrow_dataset, in_order
 from genrec.tasks.families import Family, Template, load_families
 from genrec.tasks.render import BARE, MESSAGES, Asker, Renderer, longest
-from genrec.tasks.samplers import SAMPLERS, Sample, Sampler, keyed
+from genrec.tasks.samplers import SAMPLERS, Sample, Sampler, keyed, text_request
 from genrec.tasks.settings import Count, TaskSettings
 from genrec.tasks.source import Part, Source
 from genrec.tasks.views import ItemBook, Items
+from genrec.tasks.writers import TEMPLATE, Load, write_texts
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict, IterableDataset
@@ -38,7 +39,7 @@ _RANGE = 2**64
 # Users or items that a preview goes through for a row.
 _TRIED = 2_000
 
-PARTS, REPORT = ("train", "validation"), "tasks_report.json"
+PARTS, REPORT, TEXTS = ("train", "validation"), "tasks_report.json", "texts.jsonl"
 COUNTS = (
     "samples",
     "rows",
@@ -84,6 +85,7 @@ class TaskRows:
         index: Their identifiers.
         settings: The mixture and how it is written.
         tokenizer: The backbone's, identifier tokens included; needed for ``max_tokens`` alone.
+        load: Reads the language model of ``texts.writer=lm:NAME``; default: transformers' Auto classes.
         evaluate: Whether only held-out rows are written, so that families need nothing to train on.
 
     Raises:
@@ -99,8 +101,10 @@ class TaskRows:
         index: ItemIndex,
         settings: TaskSettings | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
+        load: Load | None = None,
         evaluate: bool = False,
     ) -> None:
+        self._load = load
         self.settings = settings or TaskSettings()
         self.split, self.index = split, index
         known = load_families(self.settings.files)
@@ -145,10 +149,34 @@ class TaskRows:
     def stream(self) -> IterableDataset:
         """Returns the training rows one by one, as they are asked for; see ``stream_dataset``."""
         datasets = require("datasets", "train")
+        self.write_texts()
         features = datasets.Features.from_arrow_schema(self.schema)
         return datasets.IterableDataset.from_generator(
             _Stream(self), features=features, gen_kwargs={"jobs": list(self.jobs)}
         )
+
+    def write_texts(self, cache: Path | None = None) -> None:
+        """Has the intentions and preferences written that rows print, where another than the rule writes them.
+
+        Args:
+            cache: File of a language model's texts, from which a cut run goes on.
+
+        Raises:
+            As ``genrec.tasks.writers.write_texts``.
+        """
+        if self.settings.texts.writer == TEMPLATE or self.source.texts:
+            return
+        asked = {}
+        for family in self.families.values():
+            sampler, share = SAMPLERS[family.samples], self.shares[family.name]
+            printed = {slot for template in family.seen for slot, _ in template.needs}
+            kinds = [kind for slot, kind in sampler.written.items() if slot in printed]
+            for user, place in self._places(family, 0, self._num_units(sampler)) if kinds else ():
+                sample = Sample(sampler, self.source, family.name, user, place)
+                if self._times(share, family.name, sample.key):
+                    requests = (text_request(sample, kind) for kind in kinds)
+                    asked.update({(request.kind, request.key): request for request in requests})
+        self.source.texts = write_texts(asked.values(), self.settings.texts, cache, self._load)
 
     def rows(self, job: Job) -> Iterator[Row]:
         """Yields the rows of a job, and counts them."""
@@ -457,6 +485,7 @@ class TaskRows:
         return {
             "form": self.settings.form,
             "seed": self.settings.seed,
+            "texts": self.settings.texts.writer,
             "serving": self.asker.form if self.asker.form in BARE else self.asker.template.id,
             "families": {name: {key: count[key] for key in COUNTS} for name, count in self.counts.items()},
         }
@@ -484,6 +513,7 @@ def build_dataset(
     tokenizer: PreTrainedTokenizerBase | None = None,
     folder: str | Path | None = None,
     workers: int | None = None,
+    load: Load | None = None,
 ) -> DatasetDict:
     """Returns the instruction data as ``datasets.DatasetDict`` with ``train`` and ``validation``.
 
@@ -503,6 +533,7 @@ def build_dataset(
         folder: Where rows are written and mapped from (``train.arrow``, ``validation.arrow``), with
             ``tasks_report.json``; None keeps them in memory.
         workers: Processes; default is ``settings.workers``.
+        load: Reads the language model of ``tasks.texts.writer=lm:NAME``; default: transformers' Auto classes.
 
     Raises:
         RecipeError: If a family is unknown or has held-out templates only, or a budget has no tokenizer or no room.
@@ -511,7 +542,7 @@ def build_dataset(
         RunError: If the disk refuses.
     """
     require("datasets", "train")
-    rows = TaskRows(split, items, index, settings, tokenizer)
+    rows = TaskRows(split, items, index, settings, tokenizer, load)
     data = rows.dataset(folder, workers)
     if folder is not None:
         write_json(Path(folder) / REPORT, rows.report)

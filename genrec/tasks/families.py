@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jinja2
 import yaml
@@ -296,7 +296,8 @@ def _needs(tree: nodes.Template, slots: Mapping[str, str], where: str) -> list[t
                 f"{where}: {name!r} is not among the family's slots {', '.join(slots)}.{nearest(name, slots)}"
             )
     found, settled = [], set()
-    for node in tree.find_all((nodes.Getattr, nodes.Getitem, nodes.Filter)):
+    kinds: tuple[type[Any], ...] = (nodes.Getattr, nodes.Getitem, nodes.Filter)
+    for node in cast(Iterator[Any], tree.find_all(kinds)):
         inner = node.node
         if not isinstance(inner, nodes.Name) or inner.name not in slots:
             continue

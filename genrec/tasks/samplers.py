@@ -7,8 +7,8 @@ family, key, repetition and the name of the draw. Slots are made when a template
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -16,6 +16,13 @@ import numpy as np
 from genrec.core.errors import RecipeError
 from genrec.tasks.source import Source
 from genrec.tasks.views import Item, Items, Score, User
+from genrec.tasks.writers import (
+    TextRequest,
+    intention_requests,
+    nearest,
+    preference_request,
+    preferred_request,
+)
 
 _RANGE = 2**64
 
@@ -109,7 +116,7 @@ class Sampler:
         slots: What templates may print.
         held_out: Whether its samples can ask for held-out interactions.
         column: The column without which there is no sample.
-        written: Kinds of texts that a writer writes for it.
+        written: ``{slot: kind}`` of those that a writer writes.
     """
 
     about: str
@@ -118,7 +125,7 @@ class Sampler:
     over: Literal["users", "items"] = "users"
     held_out: bool = True
     column: str = ""
-    written: tuple[str, ...] = ()
+    written: Mapping[str, str] = field(default_factory=dict)
 
     def key(self, source: Source, user: int, place: int) -> str:
         """Returns what names a sample: ``user/position``, or the item."""
@@ -282,8 +289,25 @@ def _click(sample: Sample) -> str:
     return _yes_or_no(sample) if liked is None else "yes" if liked == "like" else "no"
 
 
+def text_request(sample: Sample, kind: str) -> TextRequest:
+    """Returns the request for a text of a sample: from its target's own review, or from what stands before it."""
+    source, seed = sample.source, sample.source.settings.texts.seed
+    if kind in ("wish", "query"):
+        return intention_requests(sample.key, source.taken(sample.place), seed)[kind == "query"]
+    before = range(sample.place - min(sample.num_before, source.settings.max_history), sample.place)
+    ask = preference_request if kind == "preference" else preferred_request
+    return ask(sample.key, [source.taken(row) for row in before], seed)
+
+
 def _written(kind: str) -> Callable[[Sample], str | None]:
-    return lambda sample: sample.source.texts[kind].get(sample.key)
+    """The text that a writer wrote; what the rule says where none was asked to."""
+
+    def value(sample: Sample) -> str:
+        known = sample.source.texts.get(kind)
+        text = known[sample.key] if known is not None else text_request(sample, kind).fallback
+        return nearest(text, sample.source.taken(sample.place)) if kind == "preferred" else text
+
+    return value
 
 
 USER = Slot("user", _user, "the user")
@@ -389,7 +413,7 @@ SAMPLERS: dict[str, Sampler] = {
             "preference": Slot("text", _written("preference"), "what the user prefers, from the history"),
         },
         held_out=False,
-        written=("query", "wish", "preference"),
+        written={"query": "query", "wish": "wish", "preference": "preference"},
     ),
     "preference": Sampler(
         "a user: the training history but its last item",
@@ -400,7 +424,7 @@ SAMPLERS: dict[str, Sampler] = {
             "preference": Slot("text", _written("preference"), "what the user prefers, from the history"),
         },
         held_out=False,
-        written=("preference",),
+        written={"preference": "preference"},
     ),
     "preferred_next": Sampler(
         "a training position of a user, from the second on, for which a preference is known",
@@ -416,6 +440,6 @@ SAMPLERS: dict[str, Sampler] = {
             ),
         },
         held_out=False,
-        written=("preferred",),
+        written={"preference": "preferred"},
     ),
 }

@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from genrec.tasks.writers import WriterSettings
+
 
 class Count(BaseModel):
     """So many samples of a family."""
@@ -21,7 +23,7 @@ class TaskSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     mixture: dict[str, float | Count] = Field(
-        default_factory=lambda: {"next_item": 1.0},
+        default_factory=lambda: dict[str, float | Count](next_item=1.0),
         min_length=1,
         description="Families of tasks (genrec tasks lists them), each with a weight (2 writes every sample twice, "
         "0.5 every other one) or {count: n}. A list of names stands for weights of 1.",
@@ -57,6 +59,9 @@ class TaskSettings(BaseModel):
         False,
         description="P5's smoothing: a score of training is drawn about the middle of its band, such as 3.7 to 4.3 "
         "for 4. For ratings of 1 to 5.",
+    )
+    texts: WriterSettings = Field(
+        default_factory=WriterSettings, description="Who writes intentions and preferences."
     )
     candidates: int = Field(100, ge=2, description="Items in a list of candidates, the target among them.")
     workers: int = Field(

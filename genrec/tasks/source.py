@@ -15,6 +15,7 @@ from genrec.data_prep import Split, UserId
 from genrec.tasks.reviews import explain
 from genrec.tasks.settings import TaskSettings
 from genrec.tasks.views import ItemBook
+from genrec.tasks.writers import Taken
 
 Part = Literal["train", "valid", "test"]
 
@@ -39,7 +40,7 @@ class Source:
         start: ``(users + 1,)`` where each user's rows begin.
         item: ``(rows,)`` item numbers.
         asked: ``(rows,)`` whether a row is of ``part``.
-        texts: ``{kind: {key: text}}`` that a writer wrote for samples (``genrec.tasks.writers``).
+        texts: ``{kind: {key: text}}`` that a writer other than the rule wrote for samples.
     """
 
     def __init__(self, split: Split, book: ItemBook, settings: TaskSettings, part: Part = "train") -> None:
@@ -151,6 +152,21 @@ class Source:
     def explained(self) -> np.ndarray:
         """``(rows,)`` whether a row has an explanation."""
         return self.explanation.is_valid().to_numpy(zero_copy_only=False)
+
+    def taken(self, row: int) -> Taken:
+        """Returns what a writer may know of an interaction."""
+        book, item = self.book, int(self.item[row])
+        rating = float(self.rating[row])
+        return Taken(
+            title=book.title[item],
+            categories=book.category_names[item],
+            brand=book.brand[item],
+            description=book.description[item],
+            review=self.review[row].as_py(),
+            explanation=self.explanation[row].as_py(),
+            feature=self.feature[row].as_py(),
+            liked=None if rating != rating else rating >= self.settings.like_from,
+        )
 
     def require(self, column: str, sampler: str) -> None:
         """Raises DataError if no row has what a sampler draws from: ``rating``, ``review`` or ``explanation``."""

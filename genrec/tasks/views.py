@@ -54,6 +54,17 @@ class ItemBook:
         return self._column("categories", ", ")
 
     @cached_property
+    def category_names(self) -> list[tuple[str, ...]]:
+        """Categories one by one."""
+        cells = self._cells("categories")
+        return [
+            tuple(
+                text for each in (cell if isinstance(cell, list) else [cell]) if (text := _plain(each, ", "))
+            )
+            for cell in cells
+        ]
+
+    @cached_property
     def price(self) -> list[str | None]:
         """Prices as the catalogue has them; numbers without needless zeros."""
         return self._column("price")
@@ -63,11 +74,14 @@ class ItemBook:
         return field in ("id", "code") or getattr(self, field)[number] is not None
 
     def _column(self, name: str, joint: str = " ") -> list[str | None]:
+        return [_plain(cell, joint) for cell in self._cells(name)]
+
+    def _cells(self, name: str) -> list[Any]:
+        """Returns a column of the catalogue in the order of the index, None where there is nothing."""
         if self._items is None or name not in self._items.table.column_names:
             return [None] * len(self.ids)
-        pairs = zip(self._items.item_ids, self._items.table[name].to_pylist(), strict=True)
-        texts = {item: _plain(value, joint) for item, value in pairs}
-        return [texts.get(item) for item in self.ids]
+        cells = dict(zip(self._items.item_ids, self._items.table[name].to_pylist(), strict=True))
+        return [cells.get(item) for item in self.ids]
 
 
 def _plain(value: Any, joint: str) -> str | None:
