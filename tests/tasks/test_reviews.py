@@ -79,7 +79,9 @@ def test_what_is_learned_comes_from_the_named_reviews_only():
     reviews, items = planted()
     learn = [row % 4 < 3 for row in range(len(reviews))]
     one = explain(reviews, items, learn=learn, min_reviews=2, min_items=1)
-    changed = [r if keep else "A great zipper. A great whatnot." for r, keep in zip(reviews, learn, strict=True)]
+    changed = [
+        r if keep else "A great zipper. A great whatnot." for r, keep in zip(reviews, learn, strict=True)
+    ]
     two = explain(changed, items, learn=learn, min_reviews=2, min_items=1)
     assert any(explanation for explanation, _ in one)
     assert [x for x, keep in zip(one, learn, strict=True) if keep] == [

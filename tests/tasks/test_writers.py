@@ -40,9 +40,8 @@ BOOK = Taken(
 )
 LAMP = Taken(title="Desk Lamp", categories=("Lighting",), brand="Lux")
 
-words = st.sampled_from(
-    "pen blue ink grip zebra the great Blue Pens soft notebook binding lamp love works rubber".split()
-)
+VOCABULARY = "pen blue ink grip zebra the great Blue Pens soft notebook binding lamp love works rubber"
+words = st.sampled_from(VOCABULARY.split())
 texts = st.lists(words, max_size=8).map(lambda w: " ".join(w))
 sentences = st.lists(texts.map(lambda t: f"{t.capitalize()}."), max_size=3).map(" ".join)
 taken = st.builds(
@@ -251,9 +250,10 @@ def test_a_whole_last_line_without_its_end_is_kept(load, tmp_path):
     cache = tmp_path / "texts.jsonl"
     whole = write_texts(requests()[:3], by_model(), cache, load)
     cache.write_bytes(cache.read_bytes()[:-1])
-    assert write_texts(requests()[:4], by_model(), cache, load)["preference"].items() >= whole[
-        "preference"
-    ].items()
+    assert (
+        write_texts(requests()[:4], by_model(), cache, load)["preference"].items()
+        >= whole["preference"].items()
+    )
     assert len(cache.read_text().splitlines()) == 4
 
 
