@@ -1,7 +1,7 @@
 """Explanations: a sentence of the review itself, about a word that counts as a feature, free of leaks."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from genrec.tasks.reviews import explain, sentences
@@ -37,6 +37,7 @@ def test_sentences(text, wanted):
     assert sentences(text) == wanted
 
 
+@settings(deadline=None)
 @given(st.text(alphabet="aB. !?\n-'\"1", max_size=60))
 def test_sentences_lose_no_word(text):
     kept = "".join("".join(sentences(text)).split())

@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -61,6 +61,7 @@ def content(text: str) -> set[str]:
     return set(re.findall(r"\w+", text.lower())) - FUNCTION_WORDS
 
 
+@settings(deadline=None)
 @given(taken, st.integers(0, 3))
 def test_an_intention_has_no_word_of_the_title(target, seed):
     # "great" and "love" may stand in wordings as well; none of the wordings has another word of these titles.
@@ -69,6 +70,7 @@ def test_an_intention_has_no_word_of_the_title(target, seed):
         assert "{" not in request.fallback
 
 
+@settings(deadline=None)
 @given(taken, st.integers(0, 3))
 def test_the_rule_is_a_function_of_seed_key_and_what_it_was_given(target, seed):
     assert intention_requests("u/3", target, seed) == intention_requests("u/3", target, seed)
