@@ -1,7 +1,7 @@
 """Explanations: a sentence of the review itself, about a word that counts as a feature, free of leaks."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from genrec.tasks.reviews import explain, sentences
@@ -37,6 +37,7 @@ def test_sentences(text, wanted):
     assert sentences(text) == wanted
 
 
+@settings(deadline=None)
 @given(st.text(alphabet="aB. !?\n-'\"1", max_size=60))
 def test_sentences_lose_no_word(text):
     kept = "".join("".join(sentences(text)).split())
@@ -79,7 +80,9 @@ def test_what_is_learned_comes_from_the_named_reviews_only():
     reviews, items = planted()
     learn = [row % 4 < 3 for row in range(len(reviews))]
     one = explain(reviews, items, learn=learn, min_reviews=2, min_items=1)
-    changed = [r if keep else "A great zipper. A great whatnot." for r, keep in zip(reviews, learn, strict=True)]
+    changed = [
+        r if keep else "A great zipper. A great whatnot." for r, keep in zip(reviews, learn, strict=True)
+    ]
     two = explain(changed, items, learn=learn, min_reviews=2, min_items=1)
     assert any(explanation for explanation, _ in one)
     assert [x for x, keep in zip(one, learn, strict=True) if keep] == [

@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -40,9 +40,8 @@ BOOK = Taken(
 )
 LAMP = Taken(title="Desk Lamp", categories=("Lighting",), brand="Lux")
 
-words = st.sampled_from(
-    "pen blue ink grip zebra the great Blue Pens soft notebook binding lamp love works rubber".split()
-)
+VOCABULARY = "pen blue ink grip zebra the great Blue Pens soft notebook binding lamp love works rubber"
+words = st.sampled_from(VOCABULARY.split())
 texts = st.lists(words, max_size=8).map(lambda w: " ".join(w))
 sentences = st.lists(texts.map(lambda t: f"{t.capitalize()}."), max_size=3).map(" ".join)
 taken = st.builds(
@@ -62,6 +61,7 @@ def content(text: str) -> set[str]:
     return set(re.findall(r"\w+", text.lower())) - FUNCTION_WORDS
 
 
+@settings(deadline=None)
 @given(taken, st.integers(0, 3))
 def test_an_intention_has_no_word_of_the_title(target, seed):
     # "great" and "love" may stand in wordings as well; none of the wordings has another word of these titles.
@@ -70,6 +70,7 @@ def test_an_intention_has_no_word_of_the_title(target, seed):
         assert "{" not in request.fallback
 
 
+@settings(deadline=None)
 @given(taken, st.integers(0, 3))
 def test_the_rule_is_a_function_of_seed_key_and_what_it_was_given(target, seed):
     assert intention_requests("u/3", target, seed) == intention_requests("u/3", target, seed)
@@ -251,9 +252,10 @@ def test_a_whole_last_line_without_its_end_is_kept(load, tmp_path):
     cache = tmp_path / "texts.jsonl"
     whole = write_texts(requests()[:3], by_model(), cache, load)
     cache.write_bytes(cache.read_bytes()[:-1])
-    assert write_texts(requests()[:4], by_model(), cache, load)["preference"].items() >= whole[
-        "preference"
-    ].items()
+    assert (
+        write_texts(requests()[:4], by_model(), cache, load)["preference"].items()
+        >= whole["preference"].items()
+    )
     assert len(cache.read_text().splitlines()) == 4
 
 
