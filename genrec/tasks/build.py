@@ -122,11 +122,13 @@ class TaskRows:
         if (most := self.settings.max_tokens) is not None:
             if tokenizer is None:
                 raise RecipeError(f"tasks.max_tokens={most} needs the tokenizer whose tokens are counted.")
-            if most < index.num_levels + 2:
-                raise RecipeError(
-                    f"tasks.max_tokens={most} has no room for a code of {index.num_levels} tokens and one before it."
-                )
             self.renderer = Renderer(tokenizer, index, self.asker, self.settings.max_history, most)
+            asks = self.asker.form in BARE or any(each.asks_from_history for each in self.families.values())
+            if most < (fewest := self.renderer.fewest_tokens if asks else index.num_levels + 2):
+                raise RecipeError(
+                    f"tasks.max_tokens={most} has no room for what asks for the next item and its code of up to "
+                    f"{index.num_levels} tokens. Set it to more than {fewest}."
+                )
         self._book = ItemBook(index, items)
         self.source = Source(split, self._book, self.settings)
         for family in self.families.values():
@@ -138,6 +140,7 @@ class TaskRows:
         """Returns ``train`` and ``validation``; see ``build_dataset``."""
         datasets = require("datasets", "train")
         place = Path(folder) if folder is not None else None
+        self.write_texts(place and place / TEXTS)
         tables = (self._tables(workers or self.settings.workers), self._in_stretches(self.validation()))
         return datasets.DatasetDict(
             {

@@ -219,6 +219,11 @@ class Renderer:
             return length + self.index.num_levels + self._closing
         return len(ids)
 
+    @property
+    def fewest_tokens(self) -> int:
+        """Tokens of the shortest row that asks for an item: after no history at all."""
+        return len(self._prompt_ids(self._asked([], 0))) + self.index.num_levels + self._closing
+
     @cached_property
     def _closing(self) -> int:
         """Tokens that the form writes behind a code."""

@@ -187,7 +187,7 @@ def test_half_of_the_questions_have_yes_for_an_answer(rich):
 
 def test_smoothed_scores_stay_in_the_band_of_their_rating(rich):
     log, items = rich
-    split, index, data = built(log, items, mixture={"p5_rating": 20}, form="prompt", smooth_ratings=True)
+    _, _, data = built(log, items, mixture={"p5_rating": 20}, form="prompt", smooth_ratings=True)
     ratings = {}
     for user, rating in zip(log.table["user_id"].to_pylist(), log.table["rating"].to_pylist(), strict=True):
         ratings.setdefault(user, []).append(rating)
@@ -398,26 +398,10 @@ def test_text_to_text_ids_are_prompt_and_answer_each_with_an_end(extended, log, 
 def test_whole_words_are_identifiers_and_what_spaces_tell_apart(extended, log, items):
     index = made(log, items)[2]
     renderer = Renderer(extended, index, "prompt", 5)
-    one, two = ("".join(index.code(item)) for item in ("i1", "i2"))
-    ids, _ = renderer.text_to_text_ids(f"red lamp {one}{two}, {one}\nnext", "x")
-    words = renderer.whole_word_ids([*ids, extended.eos_token_id])
-    pieces = extended.convert_ids_to_tokens(ids)
-    of_code = [
-        word
-        for word, piece in zip(words, pieces, strict=False)
-        if piece.startswith("<a_") or piece.startswith("<b_")
-    ]
-    assert of_code[0] == of_code[1] != of_code[2] == of_code[3] != of_code[4] == of_code[5]
-    assert words[len(ids) - 1 :] == [0, 0]
-    inner = words[: len(ids) - 1]
-    assert sorted(set(inner)) == list(range(1, max(inner) + 1)), "words are numbered from 1 without gaps"
-    assert inner == sorted(inner)
-    lamp = (
-        pieces.index("Ġ", 1)
-        if "Ġ" in pieces[1:]
-        else next(n for n, p in enumerate(pieces) if p.startswith("Ġ"))
-    )
-    assert set(words[:lamp]) == {1}
+    one, two = index.code("i1"), index.code("i2")
+    pieces = ["r", "Ġ", "l", *one, *two, *one, ",", "Ġ", *two, "n", "Ċ", "x", "</s>"]
+    ids = extended.convert_tokens_to_ids(pieces)
+    assert renderer.whole_word_ids(ids) == [1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 7, 8, 8, 9, 10, 10, 0]
 
 
 def test_whole_words_follow_sentencepieces_mark(log, items):
@@ -470,9 +454,10 @@ def made_index():
 
 
 @pytest.mark.parametrize("form", ["packed", "windows", "prompt", "messages"])
-@pytest.mark.parametrize("max_tokens", [None, 40])
-def test_serving_writes_prompts_as_validation_does(form, max_tokens, log, items, extended):
+@pytest.mark.parametrize("budget", [False, True])
+def test_serving_writes_prompts_as_validation_does(form, budget, log, items, extended):
     mixture = ["item_to_text", "lcrec_next_item"] if form == "messages" else ["item_to_text", "next_item"]
+    max_tokens = {"packed": 20, "windows": 20, "prompt": 75, "messages": 120}[form] if budget else None
     split, _, index, wanted = made(
         log, items, form=form, max_history=12, max_tokens=max_tokens, mixture=mixture
     )
@@ -486,7 +471,7 @@ def test_serving_writes_prompts_as_validation_does(form, max_tokens, log, items,
         assert renderer.prompt_ids(history) == again.prompt_ids(history) == asked
         assert max_tokens is None or len(ids) <= max_tokens
         shorter += len(items_in(index, str(row["prompt"]))) < min(12, len(history))
-    assert bool(shorter) == (max_tokens is not None and form != "windows" and form != "packed")
+    assert bool(shorter) == budget
 
 
 def test_a_mixture_that_cannot_be_ranked_is_refused_for_serving(extended, log, items):
@@ -562,7 +547,7 @@ def test_items_that_nobody_took_in_training_are_counted(rich):
 def test_rows_fit_the_budget_and_lose_whole_items_from_the_old_end(form, log, items, extended):
     mixture = ["next_item"] if form in ("packed", "windows") else ["next_item", "lcrec_asymmetric"]
     split, _, index, wanted = made(
-        log, items, form=form, max_tokens=70 if "m" in form[:1] or form == "prompt" else 12, mixture=mixture
+        log, items, form=form, max_tokens={"prompt": 75, "messages": 120}.get(form, 12), mixture=mixture
     )
     rows = TaskRows(split, items, index, wanted, extended)
     data, renderer = rows.dataset()["train"], make_renderer(extended, index, wanted)
@@ -586,14 +571,16 @@ def test_rows_fit_the_budget_and_lose_whole_items_from_the_old_end(form, log, it
 
 
 def test_rows_that_never_fit_are_counted_and_budgets_need_room_and_a_tokenizer(rich, extended, log, items):
-    split, _, index, wanted = made(log, items, mixture=["item_to_text"], max_tokens=8)
+    split, _, index, wanted = made(log, items, mixture=["item_to_text"], form="prompt", max_tokens=24)
     rows = TaskRows(split, items, index, wanted, extended)
     assert len(rows.dataset()["train"]) == NUM_PLANTED - rows.counts["item_to_text"]["too_long"] < NUM_PLANTED
     with pytest.raises(RecipeError, match="needs the tokenizer"):
         build_dataset(split, items, index, wanted)
     long = build_index("random", items, split.train, IndexSettings(levels=7, codebook_size=8))
-    with pytest.raises(RecipeError, match="no room for a code of 7 tokens"):
-        build_dataset(split, items, long, wanted, extended)
+    for mixture, most in ((["next_item"], 40), (["item_to_text"], 8)):
+        short = TaskSettings(mixture=mixture, form="prompt", max_tokens=most)
+        with pytest.raises(RecipeError, match="has no room for what asks .* code of up to 7 tokens"):
+            build_dataset(split, items, long, short, extended)
 
 
 # ---------------------------------------------------------------- evaluation
