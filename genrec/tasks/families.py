@@ -33,6 +33,7 @@ TYPES: dict[str, tuple[str, ...]] = {
 @cache
 def _environment() -> jinja2.Environment:
     made = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+    made.globals.clear()  # a template needs none, and each call to render would copy them
     made.filters |= {name: write for name, (_, write) in LIST_FILTERS.items()}
     return made
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -29,7 +29,7 @@ Text = str | Sequence[dict[str, str]]
 BARE = ("packed", "windows")
 MESSAGES = "messages"
 
-_IDENTIFIER = re.compile(r"<[^<>]+>")
+_IDENTIFIER = re.compile(r"(<[^<>]+>)")
 _MOST_PIECES = 200_000
 # Of SentencePiece, and of byte-level pieces: space, line break, tabulator.
 _WORD_MARKS = ("\u2581", "\u0120", "\u010a", "\u0109")
@@ -262,41 +262,48 @@ class Renderer:
         """Returns the ids of texts, as the tokenizer gives them without special tokens."""
         if not self._cut:
             return self.tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
-        rows = [self._pieces_of(text) for text in texts]
-        known = self._pieces
-        new = dict.fromkeys(
-            piece for row in rows for piece in row if isinstance(piece, tuple) and piece not in known
-        )
-        if new:
-            if len(known) + len(new) > _MOST_PIECES:
-                known.clear()
-                new = dict.fromkeys(piece for row in rows for piece in row if isinstance(piece, tuple))
-            # Behind an identifier a piece is no beginning: some tokenizers mark the beginning of a text as a word's.
-            token, number = next(iter(self.token_ids.items()))
-            asked = [text if first else token + text for text, first in new]
-            found = self.tokenizer(asked, add_special_tokens=False)["input_ids"]
-            for piece, ids in zip(new, found, strict=True):
-                known[piece] = ids if piece[1] else ids[ids.index(number) + 1 :]
-        return [
-            [token for piece in row for token in (known[piece] if isinstance(piece, tuple) else (piece,))]
-            for row in rows
+        rows = [self._parted(text) for text in texts]
+        asked = [(parts[0], True) for parts, _ in rows] + [
+            (text, False) for parts, _ in rows for text in parts[1:]
         ]
+        self._learn(asked)
+        known, found = self._pieces, []
+        for parts, codes in rows:
+            ids = list(known[parts[0], True])
+            for text, code in zip(parts[1:], codes, strict=True):
+                ids.append(code)
+                ids += known[text, False]
+            found.append(ids)
+        return found
 
-    def _pieces_of(self, text: str) -> list[int | tuple[str, bool]]:
-        """Returns a text as ids of identifiers and ``(text, whether it is the beginning)`` between them."""
-        pieces: list[int | tuple[str, bool]] = []
-        begin = 0
-        for match in _IDENTIFIER.finditer(text):
-            number = self.token_ids.get(match[0])
-            if number is None:
-                continue
-            if match.start() > begin:
-                pieces.append((text[begin : match.start()], begin == 0))
-            pieces.append(number)
-            begin = match.end()
-        if begin < len(text):
-            pieces.append((text[begin:], begin == 0))
-        return pieces
+    def _learn(self, pieces: Collection[tuple[str, bool]]) -> None:
+        """Has the tokenizer read the pieces that are not known; the flag tells the beginning of a text."""
+        known = self._pieces
+        new = {piece for piece in pieces if piece not in known}
+        if len(known) + len(new) > _MOST_PIECES:
+            known.clear()
+            new = set(pieces)
+        if not new:
+            return
+        # Behind an identifier a piece is no beginning: some tokenizers mark the beginning of a text as a word's.
+        token, number = next(iter(self.token_ids.items()))
+        order = list(new)
+        texts = [text if first else token + text for text, first in order]
+        for piece, ids in zip(
+            order, self.tokenizer(texts, add_special_tokens=False)["input_ids"], strict=True
+        ):
+            known[piece] = ids if piece[1] else ids[ids.index(number) + 1 :]
+
+    def _parted(self, text: str) -> tuple[list[str], list[int]]:
+        """Returns the texts around the identifiers of a text, empty ones too, and the identifiers' ids."""
+        parts = _IDENTIFIER.split(text)
+        texts, names = parts[::2], parts[1::2]
+        codes = [self.token_ids.get(name, -1) for name in names]
+        if -1 in codes:  # what looks like an identifier and is none is text
+            for place in [place for place, code in enumerate(codes) if code < 0][::-1]:
+                texts[place : place + 2] = [texts[place] + names[place] + texts[place + 1]]
+                del codes[place]
+        return texts, codes
 
 
 class _Tokenised:
