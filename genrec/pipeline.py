@@ -48,8 +48,8 @@ from genrec.training.finetune import (
 )
 
 LOG, REPORT, BASELINE_RANKINGS = "data/interactions.parquet", "data/report.json", "baselines"
-DATA = "data"
 CATALOG, PREPARED_INDEX, SEARCH = "data/items.parquet", "prepared_index", "search"
+TASKS = "tasks"
 RANKINGS, METRICS, CARD = "rankings.parquet", "metrics.json", "README.md"
 VALUES, PAGE, JUDGED = "values.parquet", "report.html", "judged"
 
@@ -312,7 +312,7 @@ class Pipeline:
     def _train(self) -> None:
         r = self.recipe
         make_asker(r.tasks)  # before anything long: what cannot be ranked should be known at once
-        folder = self.run.path / DATA
+        folder = self.run.path / TASKS
         if is_main_process():
             require("torch", "train")
             from genrec.models.backbone import load_backbone, load_tokenizer

@@ -1,9 +1,10 @@
 import json
+from pathlib import Path
 
 import pytest
 
 from genrec.cli import main
-from genrec.tasks import load_families
+from genrec.tasks import SAMPLERS, load_families
 
 from planted import rich_catalog, rich_log
 
@@ -77,9 +78,21 @@ def test_a_run_leaves_its_rows_and_their_report(recipe, tiny_backbone, tmp_path,
     changes = [f"model.backbone={tiny_backbone}", "train.epochs=0.1", f"run_dir={tmp_path / 'run'}"]
     changes += ["tasks.mixture={next_item: 1, p5_rating: 0.5}", "tasks.workers=2", "tasks.max_tokens=60"]
     assert main(["train", recipe, *changes, "model.dtype=float32"]) == 0
-    report = json.loads((tmp_path / "run" / "data" / "tasks_report.json").read_text())
+    report = json.loads((tmp_path / "run" / "tasks" / "report.json").read_text())
     assert report["families"]["next_item"]["rows"] > 0
     assert report["serving"] == "packed"
     assert "rows of 2 families" in capsys.readouterr().err
     serving = json.loads((tmp_path / "run" / "serving.json").read_text())
     assert serving == {"form": "packed", "max_history": 50, "max_tokens": 60, "template": None}
+
+
+def test_the_page_names_every_family_and_sampler():
+    page = (Path(__file__).parents[1] / "docs" / "tasks.md").read_text()
+    for name, family in load_families().items():
+        held_out = f" + {len(family.held_out)}" if family.held_out else ""
+        assert f"| `{name}` | `{family.samples}` | {len(family.seen)}{held_out} |" in page
+    for name, sampler in SAMPLERS.items():
+        assert (
+            f"| `{name}` | {sampler.about} | {', '.join(f'{k}: {v.type}' for k, v in sampler.slots.items())} |"
+            in page
+        )

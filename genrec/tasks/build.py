@@ -39,7 +39,7 @@ _RANGE = 2**64
 # Users or items that a preview goes through for a row.
 _TRIED = 2_000
 
-PARTS, REPORT, TEXTS = ("train", "validation"), "tasks_report.json", "texts.jsonl"
+PARTS, REPORT, TEXTS = ("train", "validation"), "report.json", "texts.jsonl"
 COUNTS = (
     "samples",
     "rows",
@@ -534,7 +534,7 @@ def build_dataset(
         settings: The mixture and how it is written.
         tokenizer: The backbone's, identifier tokens included; needed for ``tasks.max_tokens`` alone.
         folder: Where rows are written and mapped from (``train.arrow``, ``validation.arrow``), with
-            ``tasks_report.json``; None keeps them in memory.
+            ``report.json``; None keeps them in memory.
         workers: Processes; default is ``settings.workers``.
         load: Reads the language model of ``tasks.texts.writer=lm:NAME``; default: transformers' Auto classes.
 

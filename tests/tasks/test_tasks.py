@@ -525,9 +525,9 @@ def test_workers_folders_and_streams_give_the_same_rows(rich, tmp_path, monkeypa
         one["train"].to_list() == two["train"].to_list() == list(stream_dataset(split, items, index, wanted))
     )
     assert read_rows(tmp_path / "a")["validation"].to_list() == one["validation"].to_list()
-    for name in ("train.arrow", "tasks_report.json"):
+    for name in ("train.arrow", "report.json"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
-    report = json.loads((tmp_path / "a" / "tasks_report.json").read_text())
+    report = json.loads((tmp_path / "a" / "report.json").read_text())
     assert report["families"]["item_to_text"]["rows"] == NUM_PLANTED
 
 
