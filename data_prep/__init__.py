@@ -1,19 +1,21 @@
 """Reading, checking, filtering and splitting logs; item catalogues; readers of public data sets."""
 
 from genrec.data_prep.catalog import ItemCatalog
-from genrec.data_prep.datasets import DATASETS, load_dataset
 from genrec.data_prep.log import InteractionLog, ItemId, UserId
+from genrec.data_prep.prepare import check_manifest, load_dataset, prepare
+from genrec.data_prep.settings import DataSettings
 from genrec.data_prep.split import (
     HeldOut,
     Split,
     SplitSettings,
     global_temporal,
     leave_one_out,
+    read_split,
     split_log,
 )
 
 __all__ = [
-    "DATASETS",
+    "DataSettings",
     "HeldOut",
     "InteractionLog",
     "ItemCatalog",
@@ -21,8 +23,11 @@ __all__ = [
     "Split",
     "SplitSettings",
     "UserId",
+    "check_manifest",
     "global_temporal",
     "leave_one_out",
     "load_dataset",
+    "prepare",
+    "read_split",
     "split_log",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -11,8 +12,10 @@ import pyarrow.parquet as pa_parquet
 
 from genrec.core.errors import DataError, UnknownItemError, nearest
 from genrec.core.files import atomic_path
+from genrec.data_prep.engine import Engine, Scan, memory_engine, scan_table
 from genrec.data_prep.log import InteractionLog, ItemId
-from genrec.data_prep.tables import BadRow, OnBadRows, read_table, rename_columns, settle_bad_rows
+from genrec.data_prep.sources import table_file
+from genrec.data_prep.tables import OnBadRows, check_items
 
 
 class ItemCatalog:
@@ -60,7 +63,9 @@ class ItemCatalog:
         Raises:
             DataError: If ``item_id`` is missing as a column or in a row, or an item has two rows.
         """
-        return cls.from_table(read_table(path), columns, on_bad_rows, quarantine, str(path))
+        engine = memory_engine()
+        scan = engine.scan(table_file(path))
+        return cls._checked(engine, scan, columns, on_bad_rows, quarantine)
 
     @classmethod
     def from_table(
@@ -72,27 +77,32 @@ class ItemCatalog:
         source: str = "the catalogue",
     ) -> ItemCatalog:
         """Returns the catalogue held in an Arrow table; errors as in ``read``."""
-        table = rename_columns(table, columns, ("item_id",), source)
-        if table.num_rows == 0:
-            raise DataError(f"{source} has a header but no rows.")
-        ids = pc.cast(table["item_id"], pa.string())
-        table = table.set_column(table.column_names.index("item_id"), "item_id", ids)
-        bad: list[BadRow] = []
-        first: dict[str, int] = {}
-        for row, item in enumerate(ids.to_pylist(), start=1):
-            if item is None or not item.strip():
-                bad.append(BadRow(row, "item_id", "is missing"))
-            elif item in first:
-                bad.append(BadRow(row, "item_id", f"{item!r} already stands in row {first[item]}"))
-            else:
-                first[item] = row
-        table, _ = settle_bad_rows(table, bad, source, on_bad_rows, quarantine)
-        return cls(table)
+        engine = memory_engine()
+        return cls._checked(engine, scan_table(engine, table, source), columns, on_bad_rows, quarantine)
+
+    @classmethod
+    def _checked(
+        cls,
+        engine: Engine,
+        scan: Scan,
+        columns: Mapping[str, str] | None,
+        on_bad_rows: OnBadRows,
+        quarantine: str | Path | None,
+    ) -> ItemCatalog:
+        checked = check_items(engine, scan, columns, on_bad_rows, quarantine)
+        table = engine.fetch(checked.table.order_by("row").drop("row"))
+        engine.drop(scan.table)
+        return cls(with_lists(table) if scan.source.format == "json" else table)
+
+    @classmethod
+    def load(cls, path: str | Path) -> ItemCatalog:
+        """Returns a catalogue that ``write`` wrote, unchecked."""
+        return cls(pa_parquet.read_table(path))
 
     @classmethod
     def from_titles(cls, titles: Mapping[ItemId, str | None]) -> ItemCatalog:
         """Returns the catalogue of ``{item_id: title}``."""
-        return cls.from_table(
+        return cls(
             pa.table(
                 {
                     "item_id": pa.array(list(titles), pa.string()),
@@ -182,3 +192,13 @@ class ItemCatalog:
                 f"{', '.join(unknown[:5])}. Add them to the catalogue (a title may be empty)."
             )
         return self.select([item for item in self.item_ids if item in used])
+
+
+def with_lists(table: pa.Table) -> pa.Table:
+    """Returns a table from JSON whose columns of lists of texts are such again; elsewhere they are the lists' JSON."""
+    for number, name in enumerate(table.column_names):
+        values = table[name].to_pylist() if pa.types.is_string(table[name].type) else []
+        if any(values) and all(value.startswith("[") for value in values if value):
+            lists = [None if value is None else [str(v) for v in json.loads(value)] for value in values]
+            table = table.set_column(number, name, pa.array(lists, pa.list_(pa.string())))
+    return table

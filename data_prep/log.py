@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -13,7 +14,10 @@ import pyarrow.parquet as pa_parquet
 
 from genrec.core.errors import DataError
 from genrec.core.files import atomic_path
-from genrec.data_prep.tables import BadRow, OnBadRows, read_table, rename_columns, settle_bad_rows
+from genrec.data_prep.engine import Engine, Scan, memory_engine, scan_table
+from genrec.data_prep.rules import core_round, run_in_memory
+from genrec.data_prep.sources import table_file
+from genrec.data_prep.tables import TIME_KEY, OnBadRows, TimeKind, check_log
 
 UserId = str
 ItemId = str
@@ -28,16 +32,18 @@ class InteractionLog:
     rule of genrec: a log's own order is the only information there is about a tie).
 
     Attributes:
-        table: Arrow table with ``user_id`` and ``item_id`` (text), ``timestamp`` (float64, in the
-            unit of the source) and whatever other columns the source had.
+        table: Arrow table with ``user_id`` and ``item_id`` (text), ``timestamp`` (float64, in seconds since 1970, or
+            plain numbers whose order counts) and whatever other columns the source had.
         num_quarantined: Rows of the source that were put aside as bad.
+        time: ``s`` where times are seconds since 1970, ``number`` where only their order counts.
     """
 
-    def __init__(self, table: pa.Table, num_quarantined: int = 0) -> None:
+    def __init__(self, table: pa.Table, num_quarantined: int = 0, time: str = "number") -> None:
         users = pc.dictionary_encode(table["user_id"].combine_chunks()).indices.to_numpy()
         order = np.lexsort((table["timestamp"].to_numpy(), users))
         self.table = table.take(order)
         self.num_quarantined = num_quarantined
+        self.time = time
 
     @classmethod
     def read(
@@ -46,21 +52,22 @@ class InteractionLog:
         columns: Mapping[str, str] | None = None,
         on_bad_rows: OnBadRows = "error",
         quarantine: str | Path | None = None,
+        time: TimeKind = "auto",
     ) -> InteractionLog:
-        """Returns the log in a ``.csv``, ``.tsv``, ``.jsonl`` or ``.parquet`` file.
+        """Returns the log in a ``.csv``, ``.tsv``, ``.jsonl`` (all three may be gzipped) or ``.parquet`` file.
 
         Args:
             path: File with one interaction a row.
             columns: ``{"user_id" | "item_id" | "timestamp": name in the file}`` where they differ.
             on_bad_rows: ``"error"`` stops at bad rows; ``"quarantine"`` puts them aside, counted.
             quarantine: JSON-lines file that receives them.
+            time: What times are, as in ``check_log``; they come back as seconds where that is known.
 
         Raises:
-            DataError: If the file or a required column is missing, or rows are bad: an id is missing,
-                or a timestamp is neither a finite number nor missing from the whole file.
+            DataError: If the file is missing, or as ``check_log``.
         """
-        source = str(path)
-        return cls.from_table(read_table(path), columns, on_bad_rows, quarantine, source)
+        engine = memory_engine()
+        return cls._checked(engine, engine.scan(table_file(path)), columns, on_bad_rows, quarantine, time)
 
     @classmethod
     def from_table(
@@ -69,38 +76,62 @@ class InteractionLog:
         columns: Mapping[str, str] | None = None,
         on_bad_rows: OnBadRows = "error",
         quarantine: str | Path | None = None,
+        time: TimeKind = "auto",
         source: str = "the log",
     ) -> InteractionLog:
         """Returns the log held in an Arrow table; arguments and errors as in ``read``."""
-        table = rename_columns(table, columns, REQUIRED, source)
-        if table.num_rows == 0:
-            raise DataError(f"{source} has a header but no rows.")
-        bad: list[BadRow] = []
-        for name in ("user_id", "item_id"):
-            column = pc.cast(table[name], pa.string())
-            empty = pc.fill_null(pc.equal(pc.utf8_trim_whitespace(column), ""), True)
-            bad += [BadRow(int(row) + 1, name, "is missing") for row in np.flatnonzero(empty.to_numpy())]
-            table = table.set_column(table.column_names.index(name), name, column)
-        times, wrong = _timestamps(table["timestamp"])
-        values = table["timestamp"]
-        bad += [
-            BadRow(int(row) + 1, "timestamp", f"{values[int(row)].as_py()!r} is not a finite number")
-            for row in wrong
-        ]
-        table = table.set_column(table.column_names.index("timestamp"), "timestamp", pa.array(times))
-        table, aside = settle_bad_rows(table, bad, source, on_bad_rows, quarantine)
-        return cls(table, aside)
+        engine = memory_engine()
+        return cls._checked(engine, scan_table(engine, table, source), columns, on_bad_rows, quarantine, time)
+
+    @classmethod
+    def _checked(
+        cls,
+        engine: Engine,
+        scan: Scan,
+        columns: Mapping[str, str] | None,
+        on_bad_rows: OnBadRows,
+        quarantine: str | Path | None,
+        time: TimeKind,
+    ) -> InteractionLog:
+        checked = check_log(engine, scan, columns, time, on_bad_rows, quarantine)
+        table = engine.fetch(checked.table.order_by("row").drop("row"))
+        engine.drop(scan.table)
+        return cls(table, checked.num_bad, "number" if checked.time in ("number", "row") else "s")
+
+    @classmethod
+    def load(cls, path: str | Path) -> InteractionLog:
+        """Returns a log that ``write`` or ``prepare`` wrote, unchecked."""
+        table = pa_parquet.read_table(path)
+        said = (table.schema.metadata or {}).get(TIME_KEY.encode(), b"s")
+        return cls(table.replace_schema_metadata(None), time=said.decode())
 
     @classmethod
     def from_rows(cls, rows: Iterable[tuple[UserId, ItemId, float]]) -> InteractionLog:
-        """Returns the log of ``(user_id, item_id, timestamp)`` rows."""
-        users, items, times = zip(*rows, strict=True) if (rows := list(rows)) else ((), (), ())
-        return cls.from_table(pa.table({"user_id": users, "item_id": items, "timestamp": times}))
+        """Returns the log of ``(user_id, item_id, timestamp)`` rows; only the order of the times counts.
+
+        Raises:
+            DataError: If there is none, an id is empty or a time is no finite number.
+        """
+        rows = list(rows)
+        for number, (user, item, time) in enumerate(rows, start=1):
+            if not user or not item or not math.isfinite(time):
+                raise DataError(
+                    f"Row {number} of the log has an empty id or no finite time: {(user, item, time)}."
+                )
+        if not rows:
+            raise DataError("The log has no rows.")
+        users, items, times = zip(*rows, strict=True)
+        columns = {
+            "user_id": pa.array(map(str, users), pa.string()),
+            "item_id": pa.array(map(str, items), pa.string()),
+            "timestamp": pa.array(map(float, times), pa.float64()),
+        }
+        return cls(pa.table(columns))
 
     def write(self, path: str | Path) -> None:
         """Writes the log as Parquet, whole or not at all."""
         with atomic_path(path) as part:
-            pa_parquet.write_table(self.table, part)
+            pa_parquet.write_table(self.table.replace_schema_metadata({TIME_KEY: self.time}), part)
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -144,23 +175,32 @@ class InteractionLog:
         Raises:
             DataError: If nothing is left.
         """
-        users = pc.dictionary_encode(self.table["user_id"].combine_chunks()).indices.to_numpy()
-        items = pc.dictionary_encode(self.table["item_id"].combine_chunks()).indices.to_numpy()
-        keep = np.arange(len(self))
-        while True:
-            enough = np.bincount(users[keep])[users[keep]] >= user if len(keep) else np.empty(0, bool)
-            if len(keep):
-                enough &= np.bincount(items[keep])[items[keep]] >= item
-            if enough.all():
-                break
-            keep = keep[enough]
+        rows, size = self.narrow(), -1
+        while 0 < rows.num_rows != size:
+            size = rows.num_rows
+            rows = run_in_memory(core_round, rows, user, item)
+        keep = rows["row"].to_numpy()
         if len(keep) == 0:
             raise DataError(
                 f"No interaction is left after the core filter (user >= {user}, item >= {item}): the log has "
                 f"{len(self):,} interactions of {self.num_users:,} users and {self.num_items:,} items. "
                 "Lower data.user_core or data.item_core."
             )
-        return InteractionLog(self.table.take(keep), self.num_quarantined)
+        return InteractionLog(self.table.take(keep), self.num_quarantined, self.time)
+
+    def narrow(self) -> pa.Table:
+        """Returns what the rules of ``data_prep.rules`` read: numbers and names of users and items, times, rows."""
+        users, items = (self.table[name].combine_chunks() for name in ("user_id", "item_id"))
+        return pa.table(
+            {
+                "user": pc.cast(pc.dictionary_encode(users).indices, pa.int64()),
+                "item": pc.cast(pc.dictionary_encode(items).indices, pa.int64()),
+                "user_id": users,
+                "item_id": items,
+                "timestamp": self.table["timestamp"],
+                "row": pa.array(np.arange(len(self))),
+            }
+        )
 
     def histories(self) -> dict[UserId, list[ItemId]]:
         """Returns each user's items, oldest first, users in order of first appearance in the source."""
@@ -169,15 +209,3 @@ class InteractionLog:
         for user, item in pairs:
             histories.setdefault(user, []).append(item)
         return histories
-
-
-def _timestamps(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns float64 times and the rows (from 0) that are not finite numbers."""
-    if pa.types.is_timestamp(column.type):
-        column = pc.cast(pc.cast(column, pa.timestamp("ms"), safe=False), pa.int64())
-    if pa.types.is_string(column.type):
-        trimmed = pc.utf8_trim_whitespace(column)
-        number = pc.match_substring_regex(trimmed, r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$")
-        column = pc.if_else(number, trimmed, None)
-    times = pc.cast(column, pa.float64()).to_numpy()
-    return times, np.flatnonzero(~np.isfinite(times))

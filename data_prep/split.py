@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from itertools import pairwise
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field
 
 from genrec.core.errors import DataError
 from genrec.core.files import hash_value
+from genrec.data_prep import rules
 from genrec.data_prep.log import InteractionLog, ItemId, UserId
+from genrec.data_prep.rules import run_in_memory
 
 
 class SplitSettings(BaseModel):
@@ -20,17 +25,27 @@ class SplitSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    rule: Literal["leave_one_out", "global_temporal"] = Field(
-        "leave_one_out",
-        description="leave_one_out holds out each user's last item for test and the one before for validation; "
-        "global_temporal holds out everything after two points in time.",
+    rule: Literal["leave_one_out", "global_temporal", "sliding_windows", "user_disjoint", "cold_item"] = (
+        Field(
+            "leave_one_out",
+            description="leave_one_out holds out each user's last item for test and the one before for validation. "
+            "global_temporal holds out everything after two points in time. sliding_windows does so by the number of "
+            "windows, cutting ties, as MiniOneRec and BIGRec. user_disjoint holds out users, cold_item items.",
+        )
     )
     valid_share: float = Field(
-        0.1, gt=0, lt=1, description="Share of the interactions for validation (global_temporal)."
+        0.1,
+        gt=0,
+        lt=1,
+        description="Share for validation: of the interactions, windows, users or items (not leave_one_out).",
     )
     test_share: float = Field(
-        0.1, gt=0, lt=1, description="Share of the interactions, the latest, for test (global_temporal)."
+        0.1, gt=0, lt=1, description="Share for test, the latest where there is a time (not leave_one_out)."
     )
+    cold: Literal["newest", "random"] = Field(
+        "newest", description="Which items cold_item holds out: those that appear last, or drawn by chance."
+    )
+    seed: int = Field(0, ge=0, description="Seed of what user_disjoint and cold_item draw.")
     targets: Literal["each", "all"] = Field(
         "each",
         description="What a row asks for (global_temporal). each: a row for every held-out interaction, after "
@@ -86,10 +101,10 @@ class Split:
         valid: What choices are made on.
         test: What is reported, once; its histories contain what was held out for validation.
         num_short: Leave-one-out: users with too few interactions to hold any out, who train and are not
-            evaluated. Global temporal: held-out interactions with nothing before them, which are not
-            evaluated.
+            evaluated. Other rules: interactions that are ``context``.
         rule: How it was split, in words.
-        table: The log, ordered by user and time, with a column ``part``: ``"train"``, ``"valid"`` or ``"test"``.
+        table: The log, with ``part``: ``train``, ``valid`` and ``test`` are those asked for, ``context`` is neither
+            trained on nor asked for and stands in histories only.
     """
 
     train: dict[UserId, list[ItemId]]
@@ -110,38 +125,7 @@ def leave_one_out(log: InteractionLog) -> Split:
     Raises:
         DataError: If no user has three interactions.
     """
-    train: dict[UserId, list[ItemId]] = {}
-    users: list[UserId] = []
-    before: list[list[ItemId]] = []
-    valid: list[ItemId] = []
-    test: list[ItemId] = []
-    parts: list[str] = []
-    for user, items in log.histories().items():
-        parts += ["train"] * len(items)
-        if len(items) < 3:
-            train[user] = items
-            continue
-        parts[-2:] = ["valid", "test"]
-        train[user] = items[:-2]
-        users.append(user)
-        before.append(items[:-2])
-        valid.append(items[-2])
-        test.append(items[-1])
-    if not users:
-        raise DataError(
-            f"Leave-one-out needs users with at least 3 interactions; none of the {log.num_users:,} users "
-            "has that many. Give a longer log, or lower the core filters."
-        )
-    histories = [[*h, v] for h, v in zip(before, valid, strict=True)]
-    return Split(
-        train=train,
-        train_times=_times(log, train),
-        valid=HeldOut(users, before, [[item] for item in valid]),
-        test=HeldOut(users, histories, [[item] for item in test]),
-        num_short=len(train) - len(users),
-        rule="leave-one-out",
-        table=log.table.append_column("part", pa.array(parts)),
-    )
+    return split_log(log, SplitSettings(rule="leave_one_out"))
 
 
 def global_temporal(
@@ -153,8 +137,7 @@ def global_temporal(
     """Returns the split at two points in time, the same for all users, so that no training is later than a test.
 
     The borders are the times of the interactions at which the given shares of the log begin; all of equal
-    time fall on the later side. This is the split of BIGRec and MiniOneRec (8:1:1), which cut ties by
-    position instead. Held-out interactions without any earlier one of their user are not evaluated
+    time fall on the later side. Held-out interactions without any earlier one of their user are not evaluated
     (``num_short``).
 
     Args:
@@ -165,65 +148,131 @@ def global_temporal(
             a user and window, whose relevant items are all those of the window.
 
     Raises:
-        DataError: If the shares leave nothing for a part, or there is no row to evaluate.
+        DataError: If the shares leave nothing for a part.
     """
-    if not (0 < valid_share < 1 and 0 < test_share < 1 and valid_share + test_share < 1):
+    if not (0 < valid_share < 1 and 0 < test_share < 1):
         raise DataError(
-            f"The shares of validation and test must lie in (0, 1) and sum up to less than 1; got {valid_share} "
-            f"and {test_share}."
+            f"The shares of validation and test must lie in (0, 1), got {valid_share} and {test_share}."
         )
-    times = log.table["timestamp"].to_numpy()
-    ordered = np.sort(times)
-    test_from = ordered[int(len(times) * (1 - test_share))]
-    valid_from = ordered[int(len(times) * (1 - test_share - valid_share))]
-    if not ordered[0] < valid_from < test_from:
-        raise DataError(
-            f"The times of the log do not tell three parts apart: it begins at {ordered[0]:g}, validation would "
-            f"at {valid_from:g}, test at {test_from:g}. Choose other shares, or leave-one-out."
-        )
-    parts = np.where(times >= test_from, 2, np.where(times >= valid_from, 1, 0))
-    train: dict[UserId, list[ItemId]] = {}
-    rows: tuple[list[tuple[UserId, list[ItemId], list[ItemId]]], ...] = ([], [])
-    num_short = begin = 0
-    for user, items in log.histories().items():
-        part = parts[begin : begin + len(items)]  # the log is ordered by user, as histories are
-        begin += len(items)
-        first, second = np.searchsorted(part, [1, 2])
-        if first:
-            train[user] = items[:first]
-        for held, (start, end) in zip(rows, ((first, second), (second, len(items))), strict=True):
-            if not start and end:  # nothing is before the first interaction
-                start = end if targets == "all" else 1
-                num_short += start
-            if targets == "all" and end > start:
-                held.append((user, items[:start], list(dict.fromkeys(items[start:end]))))
-            elif targets == "each":
-                held += [(user, items[:place], [items[place]]) for place in range(start, end)]
-    if not rows[0] or not rows[1]:
-        raise DataError(
-            "No user with held-out interactions has any before them, so that there is nothing to evaluate. Choose "
-            "other shares, or leave-one-out."
-        )
-    valid, test = (HeldOut(*map(list, zip(*held, strict=True))) for held in rows)
-    asked = "one row an interaction" if targets == "each" else "one row a user"
-    times_of = _times(log, train)
-    table = log.table.append_column("part", pa.array(np.array(["train", "valid", "test"])[parts]))
-    return Split(train, times_of, valid, test, int(num_short), f"global temporal, {asked}", table)
-
-
-def _times(log: InteractionLog, train: dict[UserId, list[ItemId]]) -> dict[UserId, list[float]]:
-    """Returns the time of each training interaction; they are the first of each user."""
-    times, begin, found = log.table["timestamp"].to_numpy(), 0, {}
-    for user, items in log.histories().items():
-        if user in train:
-            found[user] = times[begin : begin + len(train[user])].tolist()
-        begin += len(items)
-    return found
+    settings = SplitSettings(
+        rule="global_temporal", valid_share=valid_share, test_share=test_share, targets=targets
+    )
+    return split_log(log, settings)
 
 
 def split_log(log: InteractionLog, settings: SplitSettings | None = None) -> Split:
-    """Returns the split that the settings name; errors as ``leave_one_out`` and ``global_temporal``."""
+    """Returns the split that the settings name.
+
+    Raises:
+        DataError: If the shares do not sum up to less than 1, or a part would have nothing.
+    """
     s = settings or SplitSettings()
+    rule, arguments = split_rule(s)
+    parts = run_in_memory(rule, log.narrow(), *arguments)["part"]
+    table = log.table.drop_columns("part") if "part" in log.table.column_names else log.table
+    return read_split(table.append_column("part", parts), s)
+
+
+def split_rule(settings: SplitSettings) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """Returns the rule of ``data_prep.rules`` and its arguments after the log.
+
+    Raises:
+        DataError: If the shares do not sum up to less than 1.
+    """
+    s = settings
+    shares = (s.valid_share, s.test_share)
     if s.rule == "leave_one_out":
-        return leave_one_out(log)
-    return global_temporal(log, s.valid_share, s.test_share, s.targets)
+        return rules.leave_one_out, ()
+    if sum(shares) >= 1:
+        raise DataError(
+            f"The shares of validation and test must sum up to less than 1, got {shares[0]} and {shares[1]}."
+        )
+    if s.rule == "global_temporal":
+        return rules.global_temporal, (*shares, s.targets)
+    if s.rule == "sliding_windows":
+        return rules.sliding_windows, shares
+    if s.rule == "user_disjoint":
+        return rules.user_disjoint, (*shares, s.seed)
+    return rules.cold_item, (*shares, s.seed, s.cold)
+
+
+def read_split(table: pa.Table, settings: SplitSettings) -> Split:
+    """Returns the split of a log that has its ``part`` in a column already.
+
+    Args:
+        table: Ordered by user and time, with ``part``.
+        settings: The settings that ``part`` came from.
+
+    Raises:
+        DataError: If a part has nothing.
+    """
+    sizes = dict(zip(*(pc.value_counts(table["part"]).field(n).to_pylist() for n in (0, 1)), strict=True))
+    short = 0
+    train: dict[UserId, list[ItemId]] = {}
+    train_times: dict[UserId, list[float]] = {}
+    held: dict[str, tuple[list[UserId], list[list[ItemId]], list[list[ItemId]]]]
+    held = {"valid": ([], [], []), "test": ([], [], [])}
+    check_parts(sizes, table.num_rows, settings)
+    users = pc.dictionary_encode(table["user_id"].combine_chunks())
+    borders = np.flatnonzero(np.diff(users.indices.to_numpy(), prepend=-1))
+    items, parts = table["item_id"].to_pylist(), table["part"].to_pylist()
+    times = table["timestamp"].to_numpy()
+    together = settings.rule == "global_temporal" and settings.targets == "all"
+    for begin, end in pairwise([*borders.tolist(), len(items)]):
+        user, own, part = users[begin].as_py(), items[begin:end], parts[begin:end]
+        size = part.count("train")
+        if size:
+            train[user], train_times[user] = own[:size], times[begin : begin + size].tolist()
+        asked = [(place, name) for place, name in enumerate(part) if name in held]
+        short += not asked
+        for place, name in asked:
+            user_ids, histories, targets = held[name]
+            if together and part[place - 1] == name:
+                if own[place] not in targets[-1]:
+                    targets[-1].append(own[place])
+                continue
+            user_ids.append(user)
+            histories.append(own[:place])
+            targets.append([own[place]])
+    valid, test = HeldOut(*held["valid"]), HeldOut(*held["test"])
+    num_short = short if settings.rule == "leave_one_out" else sizes.get("context", 0)
+    return Split(train, train_times, valid, test, num_short, rule_in_words(settings), table)
+
+
+def check_parts(sizes: Mapping[str, int], total: int, settings: SplitSettings) -> None:
+    """Raises DataError if a part has no interaction.
+
+    Args:
+        sizes: Interactions of each part.
+        total: Interactions of the log.
+        settings: What the parts came from.
+    """
+    have = {part: sizes.get(part, 0) for part in ("train", "valid", "test")}
+    if all(have.values()):
+        return
+    what = "Give a longer log, or lower the core filters"
+    if settings.rule == "leave_one_out":
+        raise DataError(
+            f"Leave-one-out needs users with at least 3 interactions; none of the log's {total:,} interactions is of "
+            f"such a user. {what}."
+        )
+    found = ", ".join(f"{count:,} for {part}" for part, count in have.items())
+    raise DataError(
+        f"The split ({rule_in_words(settings)}) leaves {found} of {total:,} interactions; each part needs one, and what "
+        f"is held out needs something before it. Choose other shares, or leave-one-out. {what}."
+    )
+
+
+def rule_in_words(settings: SplitSettings) -> str:
+    """Returns how a log is split, for reports."""
+    s = settings
+    if s.rule == "leave_one_out":
+        return "leave-one-out"
+    if s.rule == "global_temporal":
+        asked = "one row an interaction" if s.targets == "each" else "one row a user"
+        return f"global temporal, {asked}"
+    if s.rule == "sliding_windows":
+        return "global temporal by number of windows"
+    if s.rule == "user_disjoint":
+        return f"user-disjoint, seed {s.seed}"
+    return "cold items, the newest" if s.cold == "newest" else f"cold items, drawn with seed {s.seed}"

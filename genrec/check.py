@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from collections.abc import Sequence
 from textwrap import indent
 from typing import TYPE_CHECKING, Any, cast
 
 from genrec.core.errors import lookup
-from genrec.data_prep import ItemCatalog, Split, load_dataset, split_log
+from genrec.data_prep import InteractionLog, ItemCatalog, Split, prepare, read_split
 from genrec.indexing import ItemIndex, build_index
 from genrec.recipe import Recipe, dump_recipe, load_recipe
 from genrec.tasks import SAMPLERS, Family, Renderer, TaskRows, load_families, make_renderer
@@ -22,14 +23,14 @@ ROWS = 3
 
 
 def prepared(recipe: Recipe) -> tuple[Split, ItemCatalog, ItemIndex]:
-    """Returns split, catalogue and index of a recipe, made in memory; no run directory is written.
+    """Returns split, catalogue and index of a recipe; no run directory is written.
 
     A method whose codes would have to be trained first has random ones of their form, which is said.
     """
-    data = recipe.data
-    log, items = load_dataset(data.source, data.items, data.columns, data.on_bad_rows)
-    log = log.k_core(data.user_core, data.item_core)
-    items, split = items.restrict_to_log(log), split_log(log, data.split)
+    with tempfile.TemporaryDirectory() as folder:
+        prepare(recipe.data, folder)
+        split = read_split(InteractionLog.load(f"{folder}/interactions.parquet").table, recipe.data.split)
+        items = ItemCatalog.load(f"{folder}/items.parquet")
     method = recipe.index.method
     if method in TRAINED or recipe.index.teacher:
         print(f"# The codes below are random ones: those of {method} take training.\n")

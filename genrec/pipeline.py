@@ -15,7 +15,7 @@ from genrec.core.errors import DataError, RecipeError, require
 from genrec.core.files import atomic_path, hash_file, hash_value, megabytes, read_json, write_json
 from genrec.core.processes import from_main, gather_dict, is_main_process, num_processes, rank, wait
 from genrec.core.progress import say
-from genrec.data_prep import HeldOut, InteractionLog, ItemCatalog, Split, load_dataset, split_log
+from genrec.data_prep import HeldOut, InteractionLog, ItemCatalog, Split, prepare, read_split
 from genrec.evaluation.baselines import (
     BASELINES,
     SEQUENCE_MODELS,
@@ -47,8 +47,9 @@ from genrec.training.finetune import (
     load_trained,
 )
 
-LOG, REPORT, BASELINE_RANKINGS = "data/interactions.parquet", "data/report.json", "baselines"
-CATALOG, PREPARED_INDEX, SEARCH = "data/items.parquet", "prepared_index", "search"
+DATA, BASELINE_RANKINGS = "data", "baselines"
+LOG, CATALOG, REPORT = (f"{DATA}/{name}" for name in ("interactions.parquet", "items.parquet", "report.json"))
+PREPARED_INDEX, SEARCH = "prepared_index", "search"
 TASKS = "tasks"
 RANKINGS, METRICS, CARD = "rankings.parquet", "metrics.json", "README.md"
 VALUES, PAGE, JUDGED = "values.parquet", "report.html", "judged"
@@ -73,7 +74,7 @@ class Pipeline:
             with atomic_path(self.run.path / "recipe.yaml") as part:
                 part.write_text(dump_recipe(self.recipe), encoding="utf-8")
         steps: dict[str, tuple[Callable[[], None], list[str]]] = {
-            "prepare": (self._prepare, [LOG, CATALOG, REPORT]),
+            "prepare": (self._prepare, [DATA]),
             **{kind: (partial(self._sequence, kind), [kind]) for kind in SEQUENCE_MODELS},
             "index": (self._index, [PREPARED_INDEX]),
             "train": (
@@ -112,7 +113,9 @@ class Pipeline:
             source = Path(r["data"]["source"])
             files = [source] if source.is_file() else sorted(source.glob("*.*")) if source.is_dir() else []
             files += [Path(r["data"]["items"])] if r["data"]["items"] else []
-            return {"data": r["data"], "files": {f.name: hash_file(f) for f in files if f.is_file()}}
+            # On which engine rows are prepared does not change them.
+            data = {key: value for key, value in r["data"].items() if key != "engine"}
+            return {"data": data, "files": {f.name: hash_file(f) for f in files if f.is_file()}}
         if stage == "index":
             teacher = self.recipe.index.teacher
             before = [self.inputs("prepare"), *([self.inputs(teacher)] if teacher else [])]
@@ -152,12 +155,12 @@ class Pipeline:
     @cached_property
     def split(self) -> Split:
         """The split of the prepared log."""
-        return split_log(InteractionLog.read(self.run.path / LOG), self.recipe.data.split)
+        return read_split(InteractionLog.load(self.run.path / LOG).table, self.recipe.data.split)
 
     @cached_property
     def items(self) -> ItemCatalog:
         """The prepared catalogue."""
-        return ItemCatalog.read(self.run.path / CATALOG)
+        return ItemCatalog.load(self.run.path / CATALOG)
 
     @cached_property
     def index(self) -> ItemIndex:
@@ -227,42 +230,15 @@ class Pipeline:
     def _prepare(self) -> None:
         if not is_main_process():
             return
-        settings = self.recipe.data
-        quarantine = self.run.path / "quarantine.jsonl"
-        quarantine.unlink(missing_ok=True)
-        log, items = load_dataset(
-            settings.source, settings.items, settings.columns, settings.on_bad_rows, quarantine
-        )
-        kept = log.k_core(settings.user_core, settings.item_core)
-        items = items.restrict_to_log(kept)
-        split = split_log(kept, settings.split)
-        if quarantine.exists():
-            say(f"  bad rows were put aside in {quarantine}")
-        report = {
-            "source": settings.source,
-            "read": {"interactions": len(log), "users": log.num_users, "items": log.num_items},
-            "kept": {"interactions": len(kept), "users": kept.num_users, "items": kept.num_items},
-            "num_quarantined": log.num_quarantined,
-            "num_ties": kept.num_ties,
-            "tie_rule": "the log's own order",
-            "split": split.rule,
-            "num_train": sum(map(len, split.train.values())),
-            "num_valid_rows": len(split.valid),
-            "num_test_rows": len(split.test),
-            "num_evaluated_users": split.test.num_users,
-            "num_short_users": split.num_short,
-            "num_untitled_items": items.num_untitled,
-            "num_items_with_shared_title": items.num_shared_titles,
-        }
-        kept.write(self.run.path / LOG)
-        items.write(self.run.path / CATALOG)
-        report["log_sha256"] = kept.hash
-        write_json(self.run.path / REPORT, report)
+        report = prepare(self.recipe.data, self.run.path / DATA)
+        read, kept = report["read"], report["kept"]
+        if aside := report["num_quarantined"] + report["num_quarantined_items"]:
+            say(f"  {aside:,} bad rows were put aside in {self.run.path / DATA / 'quarantine.jsonl'}")
         say(
-            f"  {len(kept):,} interactions of {kept.num_users:,} users and {kept.num_items:,} items "
-            f"({len(log) - len(kept):,} filtered, {log.num_quarantined:,} put aside); "
-            f"{split.rule}: {len(split.test):,} test rows of {split.test.num_users:,} users, {split.num_short:,} "
-            "without anything before them"
+            f"  {kept['interactions']:,} interactions of {kept['users']:,} users and {kept['items']:,} items "
+            f"({read['interactions'] - kept['interactions']:,} filtered, {report['num_quarantined']:,} put aside); "
+            f"{report['split']}: {report['num_test_rows']:,} test rows of {report['num_evaluated_users']:,} users, "
+            f"{report['num_short_users']:,} without anything before them"
         )
 
     def _index(self) -> None:

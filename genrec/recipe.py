@@ -12,37 +12,12 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from genrec.core.errors import RecipeError, nearest
-from genrec.data_prep import SplitSettings
+from genrec.data_prep import DataSettings
 from genrec.evaluation.protocol import EvaluateSettings
 from genrec.indexing import INDEXERS, IndexSettings
 from genrec.models.settings import GRU4RecSettings, SASRecSettings
 from genrec.tasks.settings import TaskSettings
 from genrec.training.settings import ModelSettings, TrainSettings
-
-
-class DataSettings(BaseModel):
-    """Which log and catalogue are used."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    source: str = Field(
-        "movielens-100k",
-        description="A public set by name (movielens-100k), a log file (.csv, .tsv, .jsonl, .parquet), or a "
-        "folder with interactions.* and items.*.",
-    )
-    items: str | None = Field(None, description="Catalogue file beside a log file: item_id, title, ...")
-    columns: dict[str, str] = Field(
-        default_factory=dict,
-        description="Names of the log's columns where they are not user_id, item_id and timestamp.",
-    )
-    user_core: int = Field(5, ge=1, description="Fewest interactions of a user that is kept.")
-    item_core: int = Field(
-        5, ge=1, description="Fewest interactions of an item that is kept; filtered in turns until both hold."
-    )
-    on_bad_rows: Literal["error", "quarantine"] = Field(
-        "error", description="error stops at bad rows; quarantine writes them to quarantine.jsonl, counted."
-    )
-    split: SplitSettings = Field(default_factory=SplitSettings, description="What is held out.")
 
 
 class IndexRecipe(IndexSettings):

@@ -80,9 +80,8 @@ def rich_log(
             )
             item = planted_next(item)
     columns = ("user_id", "item_id", "timestamp", "rating", "review", "summary", "user_name")
-    return InteractionLog.from_table(
-        pa.table(dict(zip(columns, map(list, zip(*rows, strict=True)), strict=True)))
-    )
+    table = pa.table(dict(zip(columns, map(list, zip(*rows, strict=True)), strict=True)))
+    return InteractionLog(table, 0, "number")
 
 
 def rich_catalog() -> ItemCatalog:

@@ -111,7 +111,7 @@ def test_a_stage_without_its_output_is_an_error(tmp_path):
         pass
 
 
-def test_quarantine_is_written_beside_the_run(recipe, tmp_path, capsys, log):
+def test_quarantine_is_written_into_the_run(recipe, tmp_path, capsys, log):
     csv = tmp_path / "log.csv"
     rows = zip(*(log.table[c].to_pylist() for c in ("user_id", "item_id", "timestamp")), strict=True)
     csv.write_text(
@@ -122,12 +122,13 @@ def test_quarantine_is_written_beside_the_run(recipe, tmp_path, capsys, log):
         str(recipe),
         f"data.source={csv}",
         f"data.items={tmp_path / 'data' / 'items.parquet'}",
+        "data.time=number",
     ]
     assert main(arguments) == 1
-    assert "2 bad values" in capsys.readouterr().err
+    assert "2 bad rows" in capsys.readouterr().err
     assert main([*arguments, "data.on_bad_rows=quarantine"]) == 0
     assert "2 put aside" in capsys.readouterr().err
-    assert len((tmp_path / "run" / "quarantine.jsonl").read_text().splitlines()) == 2
+    assert len((tmp_path / "run" / "data" / "quarantine.jsonl").read_text().splitlines()) == 2
 
 
 def test_check_prints_the_recipe_and_marked_rows_and_writes_nothing(recipe, tmp_path, capsys):

@@ -40,6 +40,7 @@ DATASETS: dict[str, tuple[dict[str, Any], dict[str, Any], tuple[str, ...]]] = {
         {
             "source": "shared:office",
             "columns": {"timestamp": "order"},
+            "time": "number",
             "user_core": 1,
             "item_core": 1,
         },

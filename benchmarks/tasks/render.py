@@ -46,23 +46,22 @@ def enlarged(log: InteractionLog, rows: int, seed: int) -> InteractionLog:
     users: list[np.ndarray] = []
     items: list[np.ndarray] = []
     histories = [np.array(history) for history in log.histories().values()]
-    number = missing = 0
-    while (missing := rows - sum(sizes)) > 0:
+    number = 0
+    while sum(sizes) < rows:
         history = rng.permutation(histories[number % len(histories)])
         users.append(np.full(len(history), f"u{number}"))
         items.append(history)
         sizes.append(max(0, len(history) - 3))  # two are held out, and the first has nothing before it
         number += 1
     count = sum(map(len, items))
-    return InteractionLog.from_table(
-        pa.table(
-            {
-                "user_id": np.concatenate(users).astype(object),
-                "item_id": np.concatenate(items).astype(object),
-                "timestamp": np.arange(count, dtype=np.float64) + missing,
-            }
-        )
+    table = pa.table(
+        {
+            "user_id": pa.array(np.concatenate(users).tolist(), pa.string()),
+            "item_id": pa.array(np.concatenate(items).tolist(), pa.string()),
+            "timestamp": np.arange(count, dtype=np.float64),
+        }
     )
+    return InteractionLog(table, 0, "number")
 
 
 def resident(process: str) -> tuple[float, float]:

@@ -386,6 +386,7 @@ def _column_of(path: str, key: str, value: str, what: str) -> Mapping[str, Any]:
     """
     if not Path(path).is_file():
         raise DataError(f"{what}={path!r} does not exist. Give a file with the columns {key} and {value}.")
-    table = rename_columns(read_table(path), None, (key, value), path)
+    table = read_table(path)
+    rename_columns(table.column_names, None, (key, value), path)
     keys = pc.cast(table[key], pa.string()).to_pylist()
     return dict(zip(keys, table[value].to_pylist(), strict=True))

@@ -265,7 +265,7 @@ def load_trained(run_dir: str | Path, dtype: Any = "auto") -> tuple[Any, Rendere
     index = ItemIndex.load(run / INDEX)
     model = RecommenderModel.load(run / MODEL, index, dtype)
     renderer = Renderer.from_about(read_json(run / SERVING_FILE), model.tokenizer, index)
-    return model, renderer, index, ItemCatalog.read(run / ITEMS)
+    return model, renderer, index, ItemCatalog.load(run / ITEMS)
 
 
 def _progress_callback(transformers: Any, num_targets: int) -> Any:

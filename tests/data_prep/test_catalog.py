@@ -23,7 +23,7 @@ def test_shared_titles_are_counted_and_items_stay_apart():
 
 
 def test_an_item_with_two_rows_is_refused():
-    with pytest.raises(DataError, match="row 3, column item_id: 'a' already stands in row 1"):
+    with pytest.raises(DataError, match="row 3: item_id: 'a' already stands in row 1"):
         ItemCatalog.from_table(pa.table({"item_id": ["a", "b", "a"]}))
 
 
@@ -56,6 +56,6 @@ def test_a_log_without_catalogue_gets_one():
 def test_untitled_items_are_counted_after_writing_and_choosing_too(tmp_path):
     items = ItemCatalog.from_titles({"3": None, "4": " ", "5": "Lamp"})
     items.write(tmp_path / "items.parquet")
-    assert ItemCatalog.read(tmp_path / "items.parquet").num_untitled == 2
+    assert ItemCatalog.load(tmp_path / "items.parquet").num_untitled == 2
     assert items.select(["3", "5"]).num_untitled == 1
     assert items.append(ItemCatalog.from_titles({"6": None})).num_untitled == 3

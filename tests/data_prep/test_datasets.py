@@ -16,7 +16,7 @@ def test_a_folder_with_log_and_catalogue(tmp_path, log, items):
 
 def test_a_log_file_alone_brings_an_untitled_catalogue(tmp_path):
     (tmp_path / "log.csv").write_text("user_id,item_id,timestamp\nu,x,1\n")
-    _, items = load_dataset(str(tmp_path / "log.csv"))
+    _, items = load_dataset(str(tmp_path / "log.csv"), time="number")
     assert items.title("x") == "Item x"
 
 
@@ -42,7 +42,7 @@ def test_a_folder_without_a_log_is_refused(tmp_path):
 )
 def test_real_sets_have_their_published_sizes(name, users, items, interactions):
     columns = {"timestamp": "order"} if name == "games" else None
-    log, catalog = load_dataset(str(DATA / name), columns=columns)
+    log, catalog = load_dataset(str(DATA / name), columns=columns, time="number" if columns else "auto")
     assert (log.num_users, len(catalog), len(log)) == (users, items, interactions)
     core = log.k_core(5, 5) if name == "beauty" else log
     assert len(core) == interactions

@@ -210,9 +210,7 @@ def test_ratings_that_cannot_be_smoothed_are_named(rich):
     with pytest.raises(
         RecipeError, match=r"tasks\.smooth_ratings is for ratings of 1, 2, 3, 4 and 5; u0/0 has 2\.5"
     ):
-        built(
-            type(log).from_table(halves), items, mixture={"p5_rating": 9}, form="prompt", smooth_ratings=True
-        )
+        built(type(log)(halves), items, mixture={"p5_rating": 9}, form="prompt", smooth_ratings=True)
 
 
 def test_a_log_without_what_a_family_needs_is_refused(log, items):

@@ -1,0 +1,457 @@
+"""From a source to a prepared data set: read, check, filter, order, split, write, all of it out of core."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as pa_dataset
+
+from genrec._version import __version__
+from genrec.core.errors import DataError
+from genrec.core.files import hash_file, hash_folder, hash_value, read_json, write_json
+from genrec.core.progress import say
+from genrec.data_prep import rules
+from genrec.data_prep.catalog import ItemCatalog, with_lists
+from genrec.data_prep.engine import Engine, Scan, memory_engine, open_engine
+from genrec.data_prep.log import InteractionLog
+from genrec.data_prep.settings import DataSettings
+from genrec.data_prep.sources import Reading, find_reading
+from genrec.data_prep.split import check_parts, rule_in_words, split_rule
+from genrec.data_prep.tables import TIME_KEY, Checked, OnBadRows, TimeKind, check_items, check_log
+
+if TYPE_CHECKING:
+    import ibis
+
+LOG, CATALOG, REPORT, MANIFEST = "interactions.parquet", "items.parquet", "report.json", "manifest.json"
+QUARANTINE, SCRATCH = "quarantine.jsonl", ".scratch"
+KNOWN = ("user_id", "item_id", "timestamp", "rating", "row")
+
+
+def prepare(settings: DataSettings, folder: str | Path) -> dict[str, Any]:
+    """Returns the report of a data set that is written into a folder.
+
+    The folder gets ``interactions.parquet`` (ordered by user and time, with ``part``), ``items.parquet``,
+    ``report.json``, ``manifest.json`` and, where rows were put aside, ``quarantine.jsonl``. Filters come in the order
+    rating, time, repeats, core.
+
+    Args:
+        settings: The recipe's ``data``.
+        folder: Where to write; what a former call left there is replaced.
+
+    Raises:
+        DataError: If the source cannot be read, has bad rows, or a filter or the split leaves nothing.
+        RunError: If the disk refuses.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    quarantine = folder / QUARANTINE
+    quarantine.unlink(missing_ok=True)
+    scratch = folder / SCRATCH
+    with open_engine(settings.engine, scratch) as engine:
+        s = settings
+        reading = find_reading(s.source, scratch, s.format, s.items, s.query, s.encoding)
+        if reading.terms:
+            say(f"  {reading.format}: {reading.terms}")
+        say(f"  reading {reading.log} as {reading.format}")
+        scan = _scan(engine, reading.log, reading.shape_log)
+        columns = {**reading.columns, **s.columns}
+        time = s.time if s.time != "auto" else reading.time
+        checked = check_log(engine, scan, columns, time, s.on_bad_rows, quarantine)
+        if checked.time in ("ms", "us", "iso") and s.time == "auto":
+            say(f"  times are read as {checked.time}")
+        work = _Work(engine, s, checked)
+        work.filter()
+        items, about_items = _items(work, reading, quarantine)
+        work.write(folder / LOG)
+        items.write(folder / CATALOG)
+        report = {
+            "source": s.source,
+            "format": reading.format,
+            "engine": s.engine.name,
+            "time": checked.time,
+            "steps": work.steps,
+            "read": {key: value for key, value in work.steps[0].items() if key != "step"},
+            "kept": {key: value for key, value in work.steps[-1].items() if key != "step"},
+            "num_quarantined": checked.num_bad,
+            **work.about(),
+            **about_items,
+            "split": rule_in_words(s.split),
+            "log_sha256": content_hash(folder / LOG),
+        }
+    _write_manifest(folder, settings, reading, report)
+    write_json(folder / REPORT, report)
+    return report
+
+
+def _scan(engine: Engine, source: Any, shape: Any) -> Scan:
+    scan = engine.scan(source)
+    if shape is not None:
+        scan.table = shape(scan.table)
+    return scan
+
+
+@dataclass
+class _Work:
+    """The log on its way: what is left of it after each step."""
+
+    engine: Engine
+    settings: DataSettings
+    checked: Checked
+
+    def __post_init__(self) -> None:
+        table, engine = self.checked.table, self.engine
+        self.users, self.items = (self._numbered(name) for name in ("user_id", "item_id"))
+        rating = {"rating": table.rating} if "rating" in table.columns else {}
+        log = table.inner_join(self.users, "user_id").inner_join(self.items, "item_id")
+        self.log = engine.keep(log.select("user", "item", "timestamp", "row", **rating))
+        self.steps: list[dict[str, Any]] = []
+        self._count("read")
+
+    def _numbered(self, name: str) -> ibis.Table:
+        """Returns the users' or items' names with their numbers, in order of first appearance."""
+        import ibis
+
+        first = self.checked.table.group_by(name).agg(first=self.checked.table.row.min())
+        number = ibis.row_number().over(order_by="first")
+        return self.engine.keep(first.select(name, **{name.removesuffix("_id"): number}))
+
+    def _count(self, step: str) -> None:
+        log = self.log
+        found = self.engine.one(
+            log.agg(interactions=log.count(), users=log.user.nunique(), items=log.item.nunique())
+        )
+        if not found["interactions"]:
+            before = self.steps[-1]
+            raise DataError(
+                f"No interaction is left after {step}: before it the log had {before['interactions']:,} interactions of "
+                f"{before['users']:,} users and {before['items']:,} items. Lower data.user_core, data.item_core or "
+                "data.min_rating, or widen data.since and data.until."
+            )
+        self.steps.append({"step": step, **found})
+
+    def _replace(self, log: ibis.Table) -> None:
+        old, self.log = self.log, self.engine.keep(log)
+        self.engine.drop(old)
+
+    def filter(self) -> None:
+        """Leaves the interactions that the settings keep."""
+        s = self.settings
+        if s.min_rating is not None:
+            if "rating" not in self.log.columns:
+                raise DataError(
+                    f"data.min_rating={s.min_rating}, but the log has no ratings (data.columns.rating)."
+                )
+            self._replace(rules.at_least(self.log, s.min_rating))
+            self._count(f"rating >= {s.min_rating:g}")
+        if s.since is not None or s.until is not None:
+            since, until = (
+                _moment(value, key, self.checked.time)
+                for key, value in (("since", s.since), ("until", s.until))
+            )
+            self._replace(rules.within(self.log, since, until))
+            ends = [
+                *([f"since {s.since}"] if s.since is not None else []),
+                *([f"until {s.until}"] if s.until is not None else []),
+            ]
+            self._count(", ".join(ends))
+        if s.repeats != "all":
+            self._replace(rules.once(self.log, s.repeats))
+            self._count(f"{s.repeats} of repeats")
+        if s.user_core > 1 or s.item_core > 1:
+            name, size, rounds = f"core (user >= {s.user_core}, item >= {s.item_core})", -1, 0
+            while size != (left := self._size()) and left:
+                size, rounds = left, rounds + 1
+                self._replace(rules.core_round(self.log, s.user_core, s.item_core))
+                say(f"  core filter, round {rounds}: {self._size():,} interactions")
+            self._count(name)
+
+    def _size(self) -> int:
+        return int(self.engine.one(self.log.agg(size=self.log.count()))["size"])
+
+    def write(self, path: Path) -> None:
+        """Writes the log with its parts, ordered by user and time."""
+        rule, arguments = split_rule(self.settings.split)
+        log = self.log
+        named = log.inner_join(self.users, "user").inner_join(self.items, "item")
+        if rule in (rules.user_disjoint, rules.cold_item):  # the draw is by name
+            named = rule(named, *arguments)
+        else:
+            named = rule(log, *arguments).inner_join(self.users, "user").inner_join(self.items, "item")
+        named = rules.placed(named)
+        extra = [name for name in self.checked.table.columns if name not in KNOWN]
+        rating = ["rating"] if "rating" in log.columns else []
+        if extra:
+            texts = self.checked.table.select("row", **{n: self._clean(self.checked.table[n]) for n in extra})
+            named = named.inner_join(texts, "row")
+        order = ["user", "place"]
+        columns = ["user_id", "item_id", "timestamp", *rating, *extra, "part"]
+        self.log = self.engine.keep(named.select(*columns, *order, "item", "row"))
+        self.engine.drop(log)
+        sizes = self.engine.fetch(self.log.group_by("part").agg(size=self.log.count())).to_pylist()
+        self.parts = {row["part"]: row["size"] for row in sizes}
+        check_parts(self.parts, sum(self.parts.values()), self.settings.split)
+        kind = "number" if self.checked.time in ("number", "row") else "s"
+        self.engine.write(self.log.select(*columns, *order), path, order, {TIME_KEY: kind})
+
+    def _clean(self, column: Any) -> Any:
+        return rules.cleaned(column) if self.settings.clean_text and column.type().is_string() else column
+
+    def about(self) -> dict[str, Any]:
+        """Returns what the report says of the log that was written."""
+        log, one = self.log, self.engine.one
+        import ibis
+
+        users = log.group_by("user").agg(
+            size=log.count(),
+            evaluated=(log.part == "test").any(),
+            trains=(log.part == "train").any(),
+            last=log.timestamp.max(),
+        )
+        items = log.group_by("item").agg(size=log.count())
+        neighbours = ibis.window(group_by="user", order_by="place")
+        tied = log.mutate(tied=log.timestamp == log.timestamp.lag().over(neighbours))
+        # The item that would be last if equal times were put the other way round.
+        ends = (
+            log.inner_join(users, ["user", log.timestamp == users.last])
+            .group_by("user")
+            .agg(one=log.item.argmax(log.place), other=log.item.argmin(log.place))
+        )
+        pairs = log.select("user", "item").distinct()
+        text = {
+            "num_ties": one(tied.agg(n=tied.tied.sum()))["n"] or 0,
+            "num_users_last_tied": one(ends.agg(n=(ends.one != ends.other).sum()))["n"] or 0,
+            "num_repeats": sum(self.parts.values()) - one(pairs.agg(n=pairs.count()))["n"],
+            "span": [one(log.agg(a=log.timestamp.min()))["a"], one(log.agg(a=log.timestamp.max()))["a"]],
+            "num_evaluated_users": one(users.agg(n=users.evaluated.sum()))["n"],
+            "lengths": _curve(self.engine, users),
+            "popularity": _curve(self.engine, items),
+        }
+        if "rating" in log.columns:
+            ratings = self.engine.fetch(
+                log.group_by("rating").agg(size=log.count()).order_by("rating").limit(100)
+            )
+            text["ratings"] = [[row["rating"], row["size"]] for row in ratings.to_pylist()]
+        rows = {part: self.parts.get(part, 0) for part in ("valid", "test")}
+        if self.settings.split.rule == "global_temporal" and self.settings.split.targets == "all":
+            asked = log.group_by("part").agg(size=log.user.nunique())
+            rows |= {
+                row["part"]: row["size"]
+                for row in self.engine.fetch(asked).to_pylist()
+                if row["part"] in rows
+            }
+        short = users.filter(~users.evaluated & users.trains)
+        num_short = (
+            one(short.agg(n=short.count()))["n"] if self.settings.split.rule == "leave_one_out" else None
+        )
+        return text | {
+            "parts": self.parts,
+            "num_train": self.parts.get("train", 0),
+            "num_valid_rows": rows["valid"],
+            "num_test_rows": rows["test"],
+            "num_short_users": self.parts.get("context", 0) if num_short is None else num_short,
+            "tie_rule": "the log's own order",
+        }
+
+
+def _curve(engine: Engine, table: ibis.Table) -> list[list[int]]:
+    """Returns ``[size, how many have it]``, sizes ascending."""
+    counts = table.group_by("size").agg(number=table.count()).order_by("size")
+    return [[row["size"], row["number"]] for row in engine.fetch(counts).to_pylist()]
+
+
+def _moment(value: str | float | None, key: str, time: str) -> float | None:
+    """Returns a bound of time in the unit of the log.
+
+    Raises:
+        DataError: If it is text that is no ISO time, or the log's times are no times.
+    """
+    if value is None or isinstance(value, int | float):
+        return value
+    if time in ("number", "row"):
+        raise DataError(
+            f"data.{key}={value!r} is a date, but the log's times are read as {time}: give a number."
+        )
+    try:
+        moment = datetime.fromisoformat(value)
+    except ValueError as error:
+        raise DataError(
+            f"data.{key}={value!r} is no ISO time such as 2014-05-01 or 2014-05-01T10:00:00."
+        ) from error
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+
+
+def _items(work: _Work, reading: Reading, quarantine: Path) -> tuple[ItemCatalog, dict[str, Any]]:
+    """Returns the catalogue of the items that are left, and what the report says of it."""
+    engine, s = work.engine, work.settings
+    left = work.log.select("item").distinct().inner_join(work.items, "item").select("item_id")
+    if reading.items is None:
+        ids = sorted(engine.fetch(left)["item_id"].to_pylist())
+        catalogue, num_bad, num_read = ItemCatalog.from_titles(dict.fromkeys(ids)), 0, 0
+        cleaned: dict[str, int] = {}
+    else:
+        scan = _scan(engine, reading.items, reading.shape_items)
+        columns = {**reading.item_columns, **s.item_columns}
+        checked = check_items(engine, scan, columns, s.on_bad_rows, quarantine, reading.repeated_items)
+        table = checked.table
+        texts = [name for name in table.columns if table[name].type().is_string() and name != "item_id"]
+        num_read = engine.one(table.agg(n=table.count()))["n"]
+        unknown = engine.fetch(left.anti_join(table, "item_id").order_by("item_id"))["item_id"].to_pylist()
+        if unknown:
+            raise DataError(
+                f"The log names {len(unknown):,} items that the catalogue lacks, first: {', '.join(unknown[:5])}. Add them "
+                "to the catalogue (a title may be empty)."
+            )
+        kept = table.semi_join(left, "item_id").order_by("row").drop("row")
+        cleaned = {}
+        if s.clean_text and texts:
+            differ = {
+                name: (kept[name].strip().nullif("") != rules.cleaned(kept[name])).sum() for name in texts
+            }
+            cleaned = {name: count for name, count in engine.one(kept.agg(**differ)).items() if count}
+            kept = kept.mutate(**{name: rules.cleaned(kept[name]) for name in texts})
+        fetched = engine.fetch(kept)
+        catalogue = ItemCatalog(with_lists(fetched) if reading.items.format == "json" else fetched)
+        num_bad = checked.num_bad
+    return catalogue, {
+        "num_catalogue_rows": num_read,
+        "num_quarantined_items": num_bad,
+        "num_untitled_items": catalogue.num_untitled,
+        "num_items_with_shared_title": catalogue.num_shared_titles,
+        "text_coverage": {
+            name: _coverage(catalogue.table[name])
+            for name in catalogue.table.column_names
+            if name != "item_id"
+        },
+        "cleaned": cleaned,
+    }
+
+
+def _coverage(column: pa.ChunkedArray) -> int:
+    """Returns how many items have something in a column."""
+    kind = column.type
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        return int(pc.sum(pc.fill_null(pc.greater(pc.utf8_length(column), 0), False)).as_py() or 0)
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return int(pc.sum(pc.fill_null(pc.greater(pc.list_value_length(column), 0), False)).as_py() or 0)
+    return len(column) - column.null_count
+
+
+def content_hash(path: str | Path) -> str:
+    """Returns the SHA-256 of who took what when in a prepared log, in its order, whatever file it came from.
+
+    It is that of ``InteractionLog.hash``, read in batches.
+    """
+    digest = hashlib.sha256()
+    for name in ("user_id", "item_id", "timestamp"):
+        begun = False
+        for column in _batches(path, name):
+            if name == "timestamp":
+                digest.update(column.to_numpy(zero_copy_only=False).tobytes())
+                continue
+            digest.update((b"\0" if begun else b"") + "\0".join(column.to_pylist()).encode())
+            begun = begun or len(column) > 0
+    return digest.hexdigest()
+
+
+def _batches(path: str | Path, name: str) -> Iterator[pa.Array]:
+    for batch in pa_dataset.dataset(path).to_batches(columns=[name]):
+        if batch.num_rows:
+            yield batch.column(0)
+
+
+def _write_manifest(folder: Path, settings: DataSettings, reading: Reading, report: dict[str, Any]) -> None:
+    """Writes what the data set was made from and what it must be, file by file."""
+    write_json(
+        folder / MANIFEST,
+        {
+            "genrec": __version__,
+            "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "settings": settings.model_dump(mode="json"),
+            "format": reading.format,
+            "source_files": [
+                {"name": file.name, "bytes": file.stat().st_size, "sha256": hash_file(file)}
+                for file in reading.files
+                if file.is_file()
+            ],
+            "time": report["time"],
+            "steps": report["steps"],
+            "parts": report["parts"],
+            "log_sha256": report["log_sha256"],
+            "files": {name: _hash(folder / name) for name in (LOG, CATALOG)},
+        },
+    )
+
+
+def _hash(path: Path) -> str:
+    return hash_value(hash_folder(path)) if path.is_dir() else hash_file(path)
+
+
+def check_manifest(folder: str | Path) -> dict[str, Any]:
+    """Returns the manifest of a prepared data set whose files are as they were written.
+
+    Raises:
+        DataError: If there is none, or a file was changed since.
+    """
+    folder = Path(folder)
+    if not (folder / MANIFEST).is_file():
+        raise DataError(
+            f"{folder} is no prepared data set: it has no {MANIFEST}. Make one with genrec prepare."
+        )
+    manifest = read_json(folder / MANIFEST)
+    changed = [
+        n for n, found in manifest["files"].items() if not (folder / n).exists() or _hash(folder / n) != found
+    ]
+    if changed:
+        raise DataError(
+            f"{', '.join(changed)} in {folder} is not what {MANIFEST} says was prepared. Prepare the data set again, or put "
+            "the file back."
+        )
+    return dict(manifest)
+
+
+def load_dataset(
+    source: str,
+    items: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    on_bad_rows: OnBadRows = "error",
+    quarantine: str | Path | None = None,
+    time: TimeKind = "auto",
+) -> tuple[InteractionLog, ItemCatalog]:
+    """Returns log and catalogue of any source that ``data.source`` may name, in memory, unfiltered.
+
+    Args:
+        source: As ``data.source``.
+        items: Catalogue beside a log; without one it is the log's items, untitled.
+        columns: ``{genrec's name: name in the log}`` where they differ.
+        on_bad_rows: ``"error"`` or ``"quarantine"``.
+        quarantine: JSON-lines file that receives bad rows.
+        time: What times are, as ``data.time``.
+
+    Raises:
+        DataError: As ``prepare``.
+    """
+    engine = memory_engine()
+    with tempfile.TemporaryDirectory() as scratch:
+        reading = find_reading(source, Path(scratch), items=items)
+        scan = _scan(engine, reading.log, reading.shape_log)
+        kind = time if time != "auto" else reading.time
+        checked = check_log(
+            engine, scan, {**reading.columns, **(columns or {})}, kind, on_bad_rows, quarantine
+        )
+        log = InteractionLog(engine.fetch(checked.table.order_by("row").drop("row")), checked.num_bad)
+        if reading.items is None:
+            return log, ItemCatalog.from_log(log)
+        scan = _scan(engine, reading.items, reading.shape_items)
+        found = check_items(
+            engine, scan, reading.item_columns, on_bad_rows, quarantine, reading.repeated_items
+        )
+        table = engine.fetch(found.table.order_by("row").drop("row"))
+        return log, ItemCatalog(with_lists(table) if reading.items.format == "json" else table)
