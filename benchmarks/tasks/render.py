@@ -65,20 +65,20 @@ def enlarged(log: InteractionLog, rows: int, seed: int) -> InteractionLog:
 
 
 def resident(process: str) -> tuple[float, float]:
-    """Returns the resident memory of a process in 10^6 bytes, and that of it which no file or other process backs."""
+    """Returns a process's share of memory in 10^6 bytes, and that of it which no file backs."""
     found = {}
     for line in Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()[1:]:
         name, size = line.split()[:2]
         found[name] = int(size) * 1024 / 1e6
-    return found["Rss:"], found["Private_Dirty:"]
+    return found["Pss:"], found["Pss_Anon:"]
 
 
 @contextmanager
 def watched() -> Iterator[dict[str, float]]:
     """Yields figures, filled when the block ends: seconds, and memory of this process and its children.
 
-    ``private`` is what they wrote to themselves; pages of mapped files, which the system may drop, and pages that
-    a child still shares with its parent are counted in ``rss`` alone, there once for each.
+    Pages that several processes share count once in all (the kernel's proportional set size). ``anon`` is what no file
+    backs: pages of mapped files, which the system may drop, are in ``all`` alone.
     """
     seen: list[tuple[float, float, float]] = []
     over = threading.Event()
@@ -109,7 +109,7 @@ def watched() -> Iterator[dict[str, float]]:
     figures["seconds"] = ended - began
     figures["cpu_s"] = sum(now[:4]) - sum(used[:4])
     half = [entry for entry in seen if entry[0] <= (began + ended) / 2]
-    for place, name in ((1, "rss"), (2, "private")):
+    for place, name in ((1, "all"), (2, "anon")):
         if half and seen:
             figures[f"{name}_mb_at_half"] = half[-1][place]
             # The last look but one: at the very end the workers are gone.

@@ -153,9 +153,11 @@ class TaskRows:
         """Returns the training rows one by one, as they are asked for; see ``stream_dataset``."""
         datasets = require("datasets", "train")
         self.write_texts()
+        # IterableDataset.from_generator would pickle all data to hash them.
+        examples = require("datasets.iterable_dataset", "train").ExamplesIterable
         features = datasets.Features.from_arrow_schema(self.schema)
-        return datasets.IterableDataset.from_generator(
-            _Stream(self), features=features, gen_kwargs={"jobs": list(self.jobs)}
+        return datasets.IterableDataset(
+            examples(_Stream(self), {"jobs": list(self.jobs)}), info=datasets.DatasetInfo(features=features)
         )
 
     def write_texts(self, cache: Path | None = None) -> None:
@@ -660,14 +662,14 @@ def make_renderer(tokenizer: PreTrainedTokenizerBase, index: ItemIndex, settings
 
 
 class _Stream:
-    """The rows of jobs, as ``datasets`` wants a generator: a callable that is told by name which ones."""
+    """The rows of jobs, each with a key, as ``datasets`` wants them: from a callable that is told by name which ones."""
 
     def __init__(self, rows: TaskRows) -> None:
         self._rows = rows
 
-    def __call__(self, jobs: Sequence[Job]) -> Iterator[Row]:
+    def __call__(self, jobs: Sequence[Job]) -> Iterator[tuple[tuple[Any, ...], Row]]:
         for job in jobs:
-            yield from self._rows.rows(Job(*job))
+            yield from (((*job, number), row) for number, row in enumerate(self._rows.rows(Job(*job))))
 
 
 _NOTES = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -94,7 +94,8 @@ class Renderer:
         self._book = ItemBook(index)
         # Tokens of another shape, as published indices may have, are found by the tokenizer itself.
         self._cut = all(map(_IDENTIFIER.fullmatch, index.tokens))
-        self._pieces: dict[tuple[str, bool], list[int]] = {}
+        self._first: dict[str, list[int]] = {}
+        self._behind: dict[str, list[int]] = {}
 
     def with_index(self, index: ItemIndex) -> Renderer:
         """Returns a renderer of the same form for a changed index."""
@@ -263,44 +264,43 @@ class Renderer:
         if not self._cut:
             return self.tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
         rows = [self._parted(text) for text in texts]
-        asked = [(parts[0], True) for parts, _ in rows] + [
-            (text, False) for parts, _ in rows for text in parts[1:]
-        ]
-        self._learn(asked)
-        known, found = self._pieces, []
+        inner: set[str] = set()
+        for parts, _ in rows:
+            inner.update(parts[1:])
+        self._learn({parts[0] for parts, _ in rows}, inner)
+        first, behind, found = self._first, self._behind, []
         for parts, codes in rows:
-            ids = list(known[parts[0], True])
+            ids = [*first[parts[0]]]
             for text, code in zip(parts[1:], codes, strict=True):
                 ids.append(code)
-                ids += known[text, False]
+                if text:
+                    ids += behind[text]
             found.append(ids)
         return found
 
-    def _learn(self, pieces: Collection[tuple[str, bool]]) -> None:
-        """Has the tokenizer read the pieces that are not known; the flag tells the beginning of a text."""
-        known = self._pieces
-        new = {piece for piece in pieces if piece not in known}
-        if len(known) + len(new) > _MOST_PIECES:
-            known.clear()
-            new = set(pieces)
-        if not new:
-            return
-        # Behind an identifier a piece is no beginning: some tokenizers mark the beginning of a text as a word's.
+    def _learn(self, first: set[str], behind: set[str]) -> None:
+        """Has the tokenizer read the pieces that are not known: those that begin a text, and those behind identifiers.
+
+        Some tokenizers mark the beginning of a text as a word's, so that the two differ.
+        """
         token, number = next(iter(self.token_ids.items()))
-        order = list(new)
-        texts = [text if first else token + text for text, first in order]
-        for piece, ids in zip(
-            order, self.tokenizer(texts, add_special_tokens=False)["input_ids"], strict=True
-        ):
-            known[piece] = ids if piece[1] else ids[ids.index(number) + 1 :]
+        for known, pieces, before in ((self._first, first, ""), (self._behind, behind, token)):
+            new = sorted(pieces - known.keys())
+            if len(known) + len(new) > _MOST_PIECES:
+                known.clear()
+                new = sorted(pieces)
+            if new:
+                found = self.tokenizer([before + text for text in new], add_special_tokens=False)["input_ids"]
+                skipped = [ids.index(number) + 1 if before else 0 for ids in found]
+                known |= {text: ids[n:] for text, ids, n in zip(new, found, skipped, strict=True)}
 
     def _parted(self, text: str) -> tuple[list[str], list[int]]:
         """Returns the texts around the identifiers of a text, empty ones too, and the identifiers' ids."""
         parts = _IDENTIFIER.split(text)
         texts, names = parts[::2], parts[1::2]
-        codes = [self.token_ids.get(name, -1) for name in names]
-        if -1 in codes:  # what looks like an identifier and is none is text
-            for place in [place for place, code in enumerate(codes) if code < 0][::-1]:
+        codes: list[Any] = list(map(self.token_ids.get, names))
+        if None in codes:  # what looks like an identifier and is none is text
+            for place in [place for place, code in enumerate(codes) if code is None][::-1]:
                 texts[place : place + 2] = [texts[place] + names[place] + texts[place + 1]]
                 del codes[place]
         return texts, codes
@@ -310,7 +310,7 @@ class _Tokenised:
     """The token ids of stretches of rows, as a job of ``in_order``."""
 
     def __init__(self, rows: Dataset, renderer: Renderer) -> None:
-        self._rows, self._renderer = rows, renderer
+        self._rows, self._renderer = rows.select_columns(["prompt", "completion"]), renderer
 
     def __call__(self, stretch: tuple[int, int]) -> pa.Table:
         rows = self._rows[slice(*stretch)]

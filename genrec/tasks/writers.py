@@ -8,6 +8,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -536,6 +537,7 @@ def _worded(wordings: Sequence[str], parts: Mapping[str, str | None], seed: int,
     return best[_choice(len(best), seed, key, "wording")].format_map(parts)
 
 
+@cache
 def _slots(wording: str) -> set[str]:
     return set(re.findall(r"{(\w+)}", wording))
 
