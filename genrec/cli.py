@@ -56,10 +56,24 @@ def build_parser() -> argparse.ArgumentParser:
     compare.add_argument("--metrics", nargs="+", default=[], help="what is tested, such as NDCG@10")
     compare.add_argument("--html", metavar="FILE", help="write a page with plots, too")
     check = commands.add_parser(
-        "check", help="print the resolved recipe and three rendered rows with their label masks"
+        "check", help="print the resolved recipe and rendered rows of every family with their label masks"
     )
     check.add_argument("recipe", help="recipe file, shipped name, or run folder")
     check.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the recipe")
+    tasks = commands.add_parser(
+        "tasks",
+        help="list the families of tasks, show one's templates, or preview its rows on a recipe's data",
+    )
+    tasks.add_argument("name", nargs="?", help="family to show")
+    tasks.add_argument("overrides", nargs="*", metavar="key=value", help="with --recipe: changes to it")
+    tasks.add_argument(
+        "--recipe", help="preview rows of this recipe's data: file, shipped name, or run folder"
+    )
+    tasks.add_argument("--files", nargs="+", default=[], metavar="FILE", help="families of your own")
+    tasks.add_argument("--samples", type=int, default=3, help="with --recipe: rows shown (default 3)")
+    tasks.add_argument(
+        "--templates", choices=("drawn", "all"), default="drawn", help="all: a row in every template instead"
+    )
     commands.add_parser("keys", help="list every key of a recipe with its default and meaning")
     recommend = commands.add_parser("recommend", help="recommend items to a user or after a history")
     recommend.add_argument("run", help="folder of a finished run, or a Hub id")
@@ -177,6 +191,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from genrec.check import check
 
             check(options.recipe, options.overrides)
+        elif options.command == "tasks":
+            _tasks(options)
         elif options.command == "keys":
             _keys()
         elif options.command == "recommend":
@@ -338,6 +354,25 @@ def _compare(options: argparse.Namespace) -> None:
     if options.html:
         write_comparison(Path(options.html), comparison)
         print(f"Page: {options.html}")
+
+
+def _tasks(options: argparse.Namespace) -> None:
+    from genrec.check import preview_family, show_families, show_family
+    from genrec.core.errors import RecipeError
+
+    if options.recipe and not options.name:
+        raise RecipeError("Name the family to preview, such as: genrec tasks next_item --recipe quickstart.")
+    if options.samples < 1:
+        raise RecipeError(f"--samples must be 1 or more, got {options.samples}.")
+    if options.overrides and not options.recipe:
+        raise RecipeError(f"Changes such as {options.overrides[0]} are to a recipe: add --recipe.")
+    if options.recipe:
+        every = options.templates == "all"
+        preview_family(options.name, options.recipe, options.overrides, options.samples, options.files, every)
+    elif options.name:
+        show_family(options.name, options.files)
+    else:
+        show_families(options.files)
 
 
 def _keys() -> None:

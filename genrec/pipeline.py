@@ -35,7 +35,7 @@ from genrec.indexing import ItemIndex, build_index
 from genrec.recipe import Recipe, dump_recipe
 from genrec.runs import RunDir, versions
 from genrec.serving.card import write_card
-from genrec.tasks import build_dataset
+from genrec.tasks import build_dataset, make_asker, read_rows
 from genrec.training import finetune
 from genrec.training.finetune import (
     HISTORIES,
@@ -50,6 +50,7 @@ from genrec.training.finetune import (
 DATA, BASELINE_RANKINGS = "data", "baselines"
 LOG, CATALOG, REPORT = (f"{DATA}/{name}" for name in ("interactions.parquet", "items.parquet", "report.json"))
 PREPARED_INDEX, SEARCH = "prepared_index", "search"
+TASKS = "tasks"
 RANKINGS, METRICS, CARD = "rankings.parquet", "metrics.json", "README.md"
 VALUES, PAGE, JUDGED = "values.parquet", "report.html", "judged"
 
@@ -124,7 +125,10 @@ class Pipeline:
             train = {k: v for k, v in r["train"].items() if k not in ("checkpoint_steps", "report_to")}
             before = [self.inputs("index")]
             before += [self.inputs(kind) for kind in self.recipe.train.teachers]
-            return {"tasks": r["tasks"], "model": r["model"], "train": train, "before": before}
+            tasks = {k: v for k, v in r["tasks"].items() if k != "workers"}
+            read = [*tasks["files"], tasks["texts"]["writer"].removeprefix("file:")]
+            tasks["files"] = [hash_file(file) for file in read if Path(file).is_file()]
+            return {"tasks": tasks, "model": r["model"], "train": train, "before": before}
         if stage in SEQUENCE_MODELS:
             searched = r["evaluate"]["search"].get(stage)
             return {stage: r[stage], "search": searched, "before": self.inputs("prepare")}
@@ -283,7 +287,20 @@ class Pipeline:
 
     def _train(self) -> None:
         r = self.recipe
-        data = build_dataset(self.split, self.items, self.index, r.tasks)
+        make_asker(r.tasks)  # before anything long: what cannot be ranked should be known at once
+        folder = self.run.path / TASKS
+        if is_main_process():
+            require("torch", "train")
+            from genrec.models.backbone import load_backbone, load_tokenizer
+            from genrec.models.vocabulary import add_identifier_tokens
+
+            tokenizer = None
+            if r.tasks.max_tokens is not None:
+                tokenizer = load_tokenizer(r.model.backbone)
+                add_identifier_tokens(tokenizer, self.index.tokens)
+            build_dataset(self.split, self.items, self.index, r.tasks, tokenizer, folder, load=load_backbone)
+        wait()
+        data = read_rows(folder)
         finetune(
             r.model.backbone,
             data,

@@ -16,7 +16,7 @@ from genrec.data_prep import DataSettings
 from genrec.evaluation.protocol import EvaluateSettings
 from genrec.indexing import INDEXERS, IndexSettings
 from genrec.models.settings import GRU4RecSettings, SASRecSettings
-from genrec.tasks.build import TaskSettings
+from genrec.tasks.settings import TaskSettings
 from genrec.training.settings import ModelSettings, TrainSettings
 
 
@@ -176,6 +176,8 @@ def _validate(tree: dict[str, Any], source: str) -> Recipe:
     for section in _SEEDED:
         if isinstance(tree.setdefault(section, {}), dict):
             tree[section].setdefault("seed", seed)
+    if isinstance(tree["tasks"], dict) and isinstance(texts := tree["tasks"].setdefault("texts", {}), dict):
+        texts.setdefault("seed", tree["tasks"]["seed"])
     try:
         return Recipe.model_validate(tree)
     except ValidationError as error:

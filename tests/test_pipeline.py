@@ -132,11 +132,12 @@ def test_quarantine_is_written_into_the_run(recipe, tmp_path, capsys, log):
 
 
 def test_check_prints_the_recipe_and_marked_rows_and_writes_nothing(recipe, tmp_path, capsys):
-    assert main(["check", str(recipe), "tasks.form=prompt", "tasks.names=[next_item, item_to_text]"]) == 0
+    assert main(["check", str(recipe), "tasks.form=prompt", "tasks.mixture=[next_item, item_to_text]"]) == 0
     out = capsys.readouterr().out
     assert "method: independent" in out
-    assert out.count(" learned\n") == 3
+    assert out.count(" learned\n") == 6, "three of each family"
     assert "[<a_" in out
+    assert "804 rows of 2 families" in out
     assert not (tmp_path / "run").exists()
 
 

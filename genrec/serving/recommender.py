@@ -16,7 +16,6 @@ from genrec.core.files import megabytes
 from genrec.core.progress import say
 from genrec.data_prep import ItemCatalog, ItemId, UserId
 from genrec.indexing import Code, ItemIndex
-from genrec.tasks import Renderer
 from genrec.training.finetune import HISTORIES, INDEX, ITEMS, MODEL, SERVING_FILE, load_trained
 
 if TYPE_CHECKING:
@@ -151,8 +150,7 @@ class Recommender:
     def _changed(self, index: ItemIndex, items: ItemCatalog) -> Recommender:
         from genrec.decoding.beam import ConstrainedDecoder
 
-        old = self._decoder.renderer
-        renderer = Renderer(old.tokenizer, index, old.form, old.max_history)
+        renderer = self._decoder.renderer.with_index(index)
         return Recommender(ConstrainedDecoder(self._decoder.model, renderer), items, self.run_dir)
 
     def history(self, user_id: UserId, include_held_out: bool = False) -> list[ItemId]:

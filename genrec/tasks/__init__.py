@@ -1,6 +1,32 @@
 """Instruction data: (split, catalogue, index) -> prompt/completion rows, one renderer for all uses."""
 
-from genrec.tasks.build import TASKS, TaskSettings, build_dataset
-from genrec.tasks.render import Renderer
+from genrec.tasks.build import (
+    TaskRows,
+    build_dataset,
+    held_out_rows,
+    make_asker,
+    make_renderer,
+    read_rows,
+    stream_dataset,
+)
+from genrec.tasks.families import Family, Template, load_families
+from genrec.tasks.render import Renderer, tokenise
+from genrec.tasks.samplers import SAMPLERS
+from genrec.tasks.settings import TaskSettings
 
-__all__ = ["TASKS", "Renderer", "TaskSettings", "build_dataset"]
+__all__ = [
+    "SAMPLERS",
+    "Family",
+    "Renderer",
+    "TaskRows",
+    "TaskSettings",
+    "Template",
+    "build_dataset",
+    "held_out_rows",
+    "load_families",
+    "make_asker",
+    "make_renderer",
+    "read_rows",
+    "stream_dataset",
+    "tokenise",
+]

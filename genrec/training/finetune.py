@@ -16,12 +16,12 @@ import pyarrow.parquet as pa_parquet
 
 from genrec.core.errors import RecipeError, RunError, require
 from genrec.core.files import atomic_path, hash_value, read_json, write_json
-from genrec.core.processes import is_main_process, num_processes, process_state, wait
+from genrec.core.processes import is_main_process, num_processes, process_state, rank, wait
 from genrec.core.progress import say
 from genrec.data_prep import ItemCatalog, Split
 from genrec.indexing import IndexSettings, ItemIndex
 from genrec.indexing.vectors import cooccurrence, cooccurrence_vectors
-from genrec.tasks import Renderer, TaskSettings
+from genrec.tasks import Renderer, TaskSettings, make_renderer, tokenise
 from genrec.training.settings import ModelSettings, TrainSettings
 
 if TYPE_CHECKING:
@@ -138,21 +138,20 @@ def finetune(
         lora_alpha=settings.lora_alpha,
         lora_dropout=settings.lora_dropout,
     )
-    renderer = Renderer(tokenizer, index, tasks.form, tasks.max_history)
+    renderer = make_renderer(tokenizer, index, tasks)
     targets = ItemTargets(index, recommender.first_id, settings.exclude_history, teachers)
     targets.check(tasks.max_history)
-    rows = TokenRows(data["train"], renderer, targets)
+    tokens = run / CHECKPOINTS / f"tokens-{rank()}.arrow"
+    rows = TokenRows(tokenise(data["train"], renderer, tasks.workers, tokens), targets)
     if longest and int(rows.lengths.max()) > longest:
         raise RecipeError(
             f"The longest row has {int(rows.lengths.max()):,} tokens; {backbone} reads at most {longest:,}. "
-            "Lower tasks.max_history."
+            "Lower tasks.max_history, or set tasks.max_tokens."
         )
-    max_history = tasks.max_history
     if backbone == NEW:
         # Its position vectors are learned, and those after the longest row's last target never are: asked from
         # there, it misses what it knows. So it reads as many items as it had before a target in training.
-        trained = max(len(row) for row, _ in rows.parts) - 1
-        max_history = min(max_history, max(1, trained))
+        renderer.max_history = min(tasks.max_history, max(1, rows.most_items - 1))
     all_weights = sum(p.numel() for p in recommender.parameters())
     say(
         f"  {recommender.num_trainable:,} of {all_weights:,} weights are trained; {len(rows):,} rows, "
@@ -209,7 +208,7 @@ def finetune(
         )
     # What decides the weights; how often checkpoints are written and what is logged does not.
     decisive = settings.model_dump(exclude={"checkpoint_steps", "report_to"})
-    begun = hash_value([backbone, model.model_dump(), decisive, index.hash, rows.rows])
+    begun = hash_value([backbone, model.model_dump(), decisive, index.hash, rows.hash])
     resume = last_checkpoint(run / CHECKPOINTS, begun)
     wait()
     if resume:
@@ -225,7 +224,7 @@ def finetune(
         columns = {"user_id": held_out.user_ids, "history": held_out.histories, "targets": held_out.targets}
         with atomic_path(run / HISTORIES) as part:
             pa_parquet.write_table(pa.table(columns), part)
-        write_json(run / SERVING_FILE, {"form": tasks.form, "max_history": max_history})
+        write_json(run / SERVING_FILE, renderer.about())
         write_json(
             run / TRAINING_FILE,
             {
@@ -265,8 +264,7 @@ def load_trained(run_dir: str | Path, dtype: Any = "auto") -> tuple[Any, Rendere
 
     index = ItemIndex.load(run / INDEX)
     model = RecommenderModel.load(run / MODEL, index, dtype)
-    serving = read_json(run / SERVING_FILE)
-    renderer = Renderer(model.tokenizer, index, serving["form"], serving["max_history"])
+    renderer = Renderer.from_about(read_json(run / SERVING_FILE), model.tokenizer, index)
     return model, renderer, index, ItemCatalog.load(run / ITEMS)
 
 

@@ -7,6 +7,7 @@ so that it can be used on them.
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 import torch
 from torch.utils.data import Dataset, Sampler
 from transformers import Trainer, TrainerCallback
@@ -22,35 +24,53 @@ from genrec.core.errors import DataError
 from genrec.core.processes import is_main_process, wait
 from genrec.core.progress import say
 from genrec.models.recommender_model import RecommenderModel
-from genrec.tasks import Renderer
 from genrec.training.targets import ItemTargets
 
 COMPLETE, BEGUN, WEIGHTS = "COMPLETE", "BEGUN", "weights"
 
 
 class TokenRows(Dataset):
-    """Rows as ``input_ids`` and ``labels``, with ``items`` and ``slots`` of ``ItemTargets``, rendered once."""
+    """Rows as ``input_ids`` and ``labels``, with ``items`` and ``slots`` of ``ItemTargets``.
 
-    def __init__(self, rows: Any, renderer: Renderer, targets: ItemTargets) -> None:
-        pairs = zip(rows["prompt"], rows["completion"], strict=True)
-        self.rows = [renderer.row_ids(prompt, completion) for prompt, completion in pairs]
-        if not self.rows:
+    Token ids come from Arrow, mapped where they lie in a file; the rest is made when a row is asked for.
+
+    Attributes:
+        lengths: ``(rows,)`` tokens of each row.
+        num_targets: Number of labels in all rows.
+    """
+
+    def __init__(self, rows: Any, targets: ItemTargets) -> None:
+        """Takes the rows that ``genrec.tasks.tokenise`` returns."""
+        if not len(rows):
             raise DataError("There is no training row: every user has fewer interactions than a row needs.")
-        self.parts = [targets.read_row(*row) for row in self.rows]
-        self.lengths = np.array([len(ids) for ids, _ in self.rows])
+        self._rows, self._targets = rows, targets
+        self.lengths = pc.list_value_length(rows.data["input_ids"]).to_numpy()
+        self.num_targets = int(self.lengths.sum(dtype=np.int64) - pc.sum(rows.data["prompt_tokens"]).as_py())
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.lengths)
 
     def __getitem__(self, row: int) -> dict[str, list[int]]:
-        ids, labels = self.rows[row]
-        items, slots = self.parts[row]
+        found = self._rows[row]
+        ids, length = found["input_ids"], found["prompt_tokens"]
+        labels = [-100] * length + ids[length:]
+        items, slots = self._targets.read_row(ids, labels)
         return {"input_ids": ids, "labels": labels, "items": items, "slots": slots}
 
     @property
-    def num_targets(self) -> int:
-        """Number of labels in all rows."""
-        return sum(label != -100 for _, labels in self.rows for label in labels)
+    def most_items(self) -> int:
+        """Items of the row that has the most of them."""
+        return max(len(self[row]["items"]) for row in range(len(self)))
+
+    @property
+    def hash(self) -> str:
+        """Digest of all ids and of where the prompts end, however the rows were written."""
+        digest = hashlib.sha256()
+        for chunk in self._rows.data["input_ids"].chunks:
+            digest.update(chunk.flatten().to_numpy().tobytes())
+        digest.update(self.lengths.tobytes())
+        digest.update(self._rows.data["prompt_tokens"].to_numpy().tobytes())
+        return digest.hexdigest()
 
 
 def collate(rows: Sequence[dict[str, list[int]]], no_item: int) -> dict[str, torch.Tensor]:

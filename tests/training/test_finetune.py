@@ -54,7 +54,7 @@ def tuned(
 ):
     split = leave_one_out(log)
     index = build_index(method, items, split.train, IndexSettings(levels=2, codebook_size=6))
-    tasks = TaskSettings(form=form, names=names, max_history=max_history)
+    tasks = TaskSettings(form=form, mixture=names, max_history=max_history)
     data = build_dataset(split, items, index, tasks)
     settings = TrainSettings(**{**FAST, **changes})
     model = ModelSettings(dtype="float32")  # the same arithmetic on every machine
