@@ -50,6 +50,7 @@ $(VENV)/.train: $(VENV)/.torch pyproject.toml
 	$(BIN)/pip install --quiet -e '.[train]'
 	touch $@
 
+# Spark's tests run where Java is; PySpark is half a gigabyte, and fetched nowhere else.
 $(VENV)/.dev: $(VENV)/.train pyproject.toml
-	$(BIN)/pip install --quiet -e '.[dev]'
+	$(BIN)/pip install --quiet -e ".[dev$$(command -v java >/dev/null && echo ,spark)]"
 	touch $@

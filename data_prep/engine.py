@@ -542,7 +542,7 @@ class SparkEngine(Engine):
         """As ``Engine.put``."""
         import pyarrow.parquet as pa_parquet
 
-        file = Path(self.session.conf.get("spark.sql.warehouse.dir")) / f"{self._name()}.parquet"
+        file = Path(str(self.session.conf.get("spark.sql.warehouse.dir"))) / f"{self._name()}.parquet"
         file.parent.mkdir(parents=True, exist_ok=True)
         pa_parquet.write_table(table, file)
         return self.con.read_parquet(str(file), table_name=file.stem)

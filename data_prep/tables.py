@@ -7,7 +7,7 @@ import time as clock
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import pyarrow as pa
 import pyarrow.csv as pa_csv
@@ -253,7 +253,7 @@ def _time_kind(engine: Engine, raw: ibis.Table, time: TimeKind, source: Source) 
             "1970), iso (such as 2014-05-01T10:00:00), number (only their order counts), or row (there are none, and the "
             "rows are in time order)."
         )
-    return kind
+    return cast(TimeKind, kind)
 
 
 def _moment(text: Any) -> tuple[Any, Any]:
