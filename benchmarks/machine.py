@@ -13,7 +13,7 @@ import genrec.indexing
 from genrec.core.errors import RunError, require
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULT_FOLDERS = ("benchmarks/results", "benchmarks/indexing/results", "benchmarks/tasks/results")
+RESULT_FOLDERS = tuple(f"benchmarks{room}/results" for room in ("", "/data", "/indexing", "/tasks"))
 
 
 def git(*arguments: str) -> subprocess.CompletedProcess[str]:
