@@ -206,7 +206,8 @@ class _Figures:
         what = "test item" if all_tested else "last item"
         return (
             f"In {share(last / users)} of users ({last:,}) the last interaction ties with others: another tie rule can "
-            f"change their {what}. The rule here: {r['tie_rule']}."
+            f"change their {what}, and ties in random order would change that of "
+            f"{share(r['num_users_last_by_chance'] / users)} of users. The rule here: {r['tie_rule']}."
         )
 
     def _aside(self) -> str:

@@ -242,16 +242,19 @@ class _Work:
         items = log.group_by("item").agg(size=log.count())
         neighbours = ibis.window(group_by="user", order_by="place")
         tied = log.mutate(tied=log.timestamp == log.timestamp.lag().over(neighbours))
-        # The item that would be last if equal times were put the other way round.
-        ends = (
-            log.inner_join(users, ["user", log.timestamp == users.last])
-            .group_by("user")
-            .agg(one=log.item.argmax(log.place), other=log.item.argmin(log.place))
+        # Those of a user's last moment, of which another order of equal times would make another the last.
+        ends = log.inner_join(users.select("user", "last"), ["user", log.timestamp == users.last])
+        final = ends.group_by("user").agg(final=ends.item.argmax(ends.place))
+        ends = ends.inner_join(final, "user")
+        ends = ends.group_by("user").agg(size=ends.count(), same=(ends.item == ends.final).sum())
+        ends = one(
+            ends.agg(tied=(ends.same < ends["size"]).sum(), moved=(1 - ends.same / ends["size"]).sum())
         )
         pairs = log.select("user", "item").distinct()
         text = {
             "num_ties": one(tied.agg(n=tied.tied.sum()))["n"] or 0,
-            "num_users_last_tied": one(ends.agg(n=(ends.one != ends.other).sum()))["n"] or 0,
+            "num_users_last_tied": ends["tied"] or 0,
+            "num_users_last_by_chance": round(ends["moved"] or 0, 1),
             "num_repeats": sum(self.parts.values()) - one(pairs.agg(n=pairs.count()))["n"],
             "span": [one(log.agg(a=log.timestamp.min()))["a"], one(log.agg(a=log.timestamp.max()))["a"]],
             "num_evaluated_users": one(users.agg(n=users.evaluated.sum()))["n"],

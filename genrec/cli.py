@@ -247,6 +247,9 @@ def _prepare(options: argparse.Namespace) -> None:
     overrides = list(options.overrides)
     for key, pairs in (("columns", options.columns), ("item_columns", options.item_columns)):
         for pair in pairs:
+            if "." in pair.partition("=")[0]:  # a key of the recipe that stands behind the option
+                overrides.append(pair)
+                continue
             if not re.fullmatch(r"\w+=.+", pair):
                 raise RecipeError(f"--{key.replace('_', '-')} takes OURS=THEIRS, got {pair!r}.")
             overrides.append(f"data.{key}.{pair}")

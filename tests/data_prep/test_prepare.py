@@ -239,6 +239,27 @@ def _rows_of(folder):
     return pq.read_table(folder / "interactions.parquet")
 
 
+def test_the_weight_of_the_tie_rule_is_counted(tmp_path):
+    times = {"u": "1233", "v": "1222", "w": "1234"}
+    items = {"u": "abcd", "v": "abcd", "w": "abcd"}
+    text = "user_id,item_id,timestamp\n" + "".join(
+        f"{user},{item},{time}\n"
+        for user in times
+        for item, time in zip(items[user], times[user], strict=True)
+    )
+    report = prepare(source(tmp_path, text), tmp_path / "out")
+    # u ends with one of two, v with one of three, w with one.
+    assert (report["num_users_last_tied"], report["num_users_last_by_chance"]) == (2, 1.2)
+
+
+@pytest.mark.data
+@pytest.mark.skipif(not DATA.is_dir(), reason=f"the development data sets are not at {DATA}")
+def test_ties_in_random_order_would_change_the_test_item_of_29_percent_of_beauty(tmp_path):
+    report = prepare(DataSettings(source=str(DATA / "beauty")), tmp_path / "out")
+    assert report["num_users_last_by_chance"] / report["kept"]["users"] == pytest.approx(0.29, abs=0.005)
+    assert report["num_users_last_tied"] / report["kept"]["users"] == pytest.approx(0.4346, abs=1e-4)
+
+
 needs_spark = [
     pytest.mark.spark,
     pytest.mark.data,

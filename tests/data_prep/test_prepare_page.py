@@ -40,6 +40,7 @@ def report(**changes):
         "num_quarantined_items": 1,
         "num_ties": 1234,
         "num_users_last_tied": 172,
+        "num_users_last_by_chance": 100.0,
         "num_repeats": 60,
         "span": [1_000_000_000.0, 1_000_000_000.0 + 500 * DAY],
         "num_evaluated_users": 400,
@@ -145,7 +146,8 @@ def test_text_and_page_say_what_the_report_says(page):
         "the most popular 1% (2 items) have 12.0% and the most popular 10% (20 items) have 45.0%",
         "Times from 2001-09-09 to 2003-01-22 (UTC), read as milliseconds.",
         "1,234 interactions (41.1%) have the time of the one before of the same user.",
-        "In 43.0% of users (172) the last interaction ties with others: another tie rule can change their test item. The "
+        "In 43.0% of users (172) the last interaction ties with others: another tie rule can change their test item, and "
+        "ties in random order would change that of 25.0% of users. The "
         "rule here: the log's own order.",
         "60 interactions (2.00%) repeat an item that the user had before.",
         "17 rows of the log and 1 row of the catalogue could not be used; they are in quarantine.jsonl, with the reason.",
