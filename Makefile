@@ -13,7 +13,7 @@ test: $(VENV)/.dev
 	$(BIN)/pytest
 
 test-unit: $(VENV)/.dev
-	$(BIN)/pytest -m "not slow and not gpu and not model and not data and not large"
+	$(BIN)/pytest -m "not slow and not gpu and not model and not data and not large and not spark"
 
 test-slow: $(VENV)/.dev
 	$(BIN)/pytest -m slow

@@ -2,7 +2,8 @@
 
 from genrec.data_prep.catalog import ItemCatalog
 from genrec.data_prep.log import InteractionLog, ItemId, UserId
-from genrec.data_prep.prepare import check_manifest, load_dataset, prepare
+from genrec.data_prep.manifest import check_manifest
+from genrec.data_prep.prepare import load_dataset, prepare
 from genrec.data_prep.settings import DataSettings
 from genrec.data_prep.split import (
     HeldOut,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pyarrow as pa
@@ -199,6 +200,7 @@ def with_lists(table: pa.Table) -> pa.Table:
     for number, name in enumerate(table.column_names):
         values = table[name].to_pylist() if pa.types.is_string(table[name].type) else []
         if any(values) and all(value.startswith("[") for value in values if value):
-            lists = [None if value is None else [str(v) for v in json.loads(value)] for value in values]
-            table = table.set_column(number, name, pa.array(lists, pa.list_(pa.string())))
+            with suppress(ValueError):  # texts that begin with a bracket by chance
+                lists = [None if value is None else [str(v) for v in json.loads(value)] for value in values]
+                table = table.set_column(number, name, pa.array(lists, pa.list_(pa.string())))
     return table

@@ -35,13 +35,17 @@ class InteractionLog:
         table: Arrow table with ``user_id`` and ``item_id`` (text), ``timestamp`` (float64, in seconds since 1970, or
             plain numbers whose order counts) and whatever other columns the source had.
         num_quarantined: Rows of the source that were put aside as bad.
+        rows: Place in the source of each row of the table, which decides between equal times of different users.
         time: ``s`` where times are seconds since 1970, ``number`` where only their order counts.
     """
 
-    def __init__(self, table: pa.Table, num_quarantined: int = 0, time: str = "number") -> None:
+    def __init__(
+        self, table: pa.Table, num_quarantined: int = 0, time: str = "number", rows: np.ndarray | None = None
+    ) -> None:
         users = pc.dictionary_encode(table["user_id"].combine_chunks()).indices.to_numpy()
         order = np.lexsort((table["timestamp"].to_numpy(), users))
         self.table = table.take(order)
+        self.rows = order if rows is None else rows[order]
         self.num_quarantined = num_quarantined
         self.time = time
 
@@ -179,14 +183,14 @@ class InteractionLog:
         while 0 < rows.num_rows != size:
             size = rows.num_rows
             rows = run_in_memory(core_round, rows, user, item)
-        keep = rows["row"].to_numpy()
+        keep = np.flatnonzero(np.isin(self.rows, rows["row"].to_numpy()))
         if len(keep) == 0:
             raise DataError(
                 f"No interaction is left after the core filter (user >= {user}, item >= {item}): the log has "
                 f"{len(self):,} interactions of {self.num_users:,} users and {self.num_items:,} items. "
                 "Lower data.user_core or data.item_core."
             )
-        return InteractionLog(self.table.take(keep), self.num_quarantined, self.time)
+        return InteractionLog(self.table.take(keep), self.num_quarantined, self.time, self.rows[keep])
 
     def narrow(self) -> pa.Table:
         """Returns what the rules of ``data_prep.rules`` read: numbers and names of users and items, times, rows."""
@@ -198,7 +202,7 @@ class InteractionLog:
                 "user_id": users,
                 "item_id": items,
                 "timestamp": self.table["timestamp"],
-                "row": pa.array(np.arange(len(self))),
+                "row": pa.array(self.rows, pa.int64()),
             }
         )
 

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from math import floor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,23 +17,43 @@ import pyarrow.dataset as pa_dataset
 
 from genrec._version import __version__
 from genrec.core.errors import DataError
-from genrec.core.files import hash_file, hash_folder, hash_value, read_json, write_json
+from genrec.core.files import hash_file, write_json
 from genrec.core.progress import say
 from genrec.data_prep import rules
 from genrec.data_prep.catalog import ItemCatalog, with_lists
 from genrec.data_prep.engine import Engine, Scan, memory_engine, open_engine
 from genrec.data_prep.log import InteractionLog
+from genrec.data_prep.manifest import MANIFEST, hash_path
 from genrec.data_prep.settings import DataSettings
-from genrec.data_prep.sources import Reading, find_reading
+from genrec.data_prep.sources import Reading, find_reading, without_login
 from genrec.data_prep.split import check_parts, rule_in_words, split_rule
 from genrec.data_prep.tables import TIME_KEY, Checked, OnBadRows, TimeKind, check_items, check_log
 
 if TYPE_CHECKING:
     import ibis
 
-LOG, CATALOG, REPORT, MANIFEST = "interactions.parquet", "items.parquet", "report.json", "manifest.json"
+LOG, CATALOG, REPORT = "interactions.parquet", "items.parquet", "report.json"
 QUARANTINE, SCRATCH = "quarantine.jsonl", ".scratch"
-KNOWN = ("user_id", "item_id", "timestamp", "rating", "row")
+# Columns that are not carried along as they are; a part of an earlier preparation is not one of this.
+KNOWN = ("user_id", "item_id", "timestamp", "rating", "row", "part")
+# Steps in which a report counts interactions over time, in s; months are of 30.4375 days.
+STEPS = {
+    "minute": 60,
+    "10 minutes": 600,
+    "hour": 3_600,
+    "6 hours": 21_600,
+    "day": 86_400,
+    "2 days": 172_800,
+    "week": 604_800,
+    "2 weeks": 1_209_600,
+    "month": 2_629_800,
+    "2 months": 5_259_600,
+    "quarter": 7_889_400,
+    "half-year": 15_778_800,
+    "year": 31_557_600,
+}
+MOST_STEPS, MOST_RATINGS, RATING_STEPS = 120, 100, 20
+PARTS = ("train", "valid", "test", "context")
 
 
 def prepare(settings: DataSettings, folder: str | Path) -> dict[str, Any]:
@@ -73,7 +94,8 @@ def prepare(settings: DataSettings, folder: str | Path) -> dict[str, Any]:
         work.write(folder / LOG)
         items.write(folder / CATALOG)
         report = {
-            "source": s.source,
+            "genrec": __version__,
+            "source": without_login(s.source),
             "format": reading.format,
             "engine": s.engine.name,
             "time": checked.time,
@@ -158,8 +180,9 @@ class _Work:
             )
             self._replace(rules.within(self.log, since, until))
             ends = [
-                *([f"since {s.since}"] if s.since is not None else []),
-                *([f"until {s.until}"] if s.until is not None else []),
+                f"{key} {value:g}" if isinstance(value, int | float) else f"{key} {value}"
+                for key, value in (("since", s.since), ("until", s.until))
+                if value is not None
             ]
             self._count(", ".join(ends))
         if s.repeats != "all":
@@ -196,7 +219,8 @@ class _Work:
         self.log = self.engine.keep(named.select(*columns, *order, "item", "row"))
         self.engine.drop(log)
         sizes = self.engine.fetch(self.log.group_by("part").agg(size=self.log.count())).to_pylist()
-        self.parts = {row["part"]: row["size"] for row in sizes}
+        found = {row["part"]: row["size"] for row in sizes}
+        self.parts = {part: found[part] for part in PARTS if part in found}
         check_parts(self.parts, sum(self.parts.values()), self.settings.split)
         kind = "number" if self.checked.time in ("number", "row") else "s"
         self.engine.write(self.log.select(*columns, *order), path, order, {TIME_KEY: kind})
@@ -233,12 +257,12 @@ class _Work:
             "num_evaluated_users": one(users.agg(n=users.evaluated.sum()))["n"],
             "lengths": _curve(self.engine, users),
             "popularity": _curve(self.engine, items),
+            "log_coverage": self._columns(),
         }
+        if self.checked.time not in ("number", "row"):
+            text["over_time"] = self._over_time(*text["span"])
         if "rating" in log.columns:
-            ratings = self.engine.fetch(
-                log.group_by("rating").agg(size=log.count()).order_by("rating").limit(100)
-            )
-            text["ratings"] = [[row["rating"], row["size"]] for row in ratings.to_pylist()]
+            text |= self._ratings()
         rows = {part: self.parts.get(part, 0) for part in ("valid", "test")}
         if self.settings.split.rule == "global_temporal" and self.settings.split.targets == "all":
             asked = log.group_by("part").agg(size=log.user.nunique())
@@ -259,6 +283,52 @@ class _Work:
             "num_short_users": self.parts.get("context", 0) if num_short is None else num_short,
             "tie_rule": "the log's own order",
         }
+
+    def _over_time(self, first: float, last: float) -> dict[str, Any]:
+        """Returns how many interactions each part has in each of at most ``MOST_STEPS`` equal steps of time.
+
+        ``begin`` is the moment at which the first step begins, in s, ``step`` its length in words and ``seconds`` in s.
+        """
+        step, seconds, low, size = next(
+            (step, seconds, low, high - low + 1)
+            for step, seconds in STEPS.items()
+            for low, high in [(floor(first / seconds), floor(last / seconds))]
+            if high - low < MOST_STEPS or step == "year"
+        )
+        log = self.log
+        asked = log.mutate(step=(log.timestamp / seconds).floor().cast("int64") - low)
+        found = asked.group_by("part", "step").agg(size=asked.count())
+        counts = {part: [0] * size for part in self.parts}
+        for row in self.engine.fetch(found).to_pylist():
+            counts[row["part"]][row["step"]] = row["size"]
+        return {"step": step, "seconds": seconds, "begin": low * seconds, "parts": counts}
+
+    def _ratings(self) -> dict[str, Any]:
+        """Returns ``[rating, how many have it]``, ascending; of very many the lowest of each of equal steps."""
+        log, one = self.log, self.engine.one
+        known = log.filter(log.rating.notnull())
+        found, step = self._sizes(known, MOST_RATINGS + 1), None
+        if len(found) > MOST_RATINGS:
+            ends = one(known.agg(low=known.rating.min(), high=known.rating.max()))
+            step = (ends["high"] - ends["low"]) / RATING_STEPS
+            place = ((known.rating - ends["low"]) / step).floor().clip(upper=RATING_STEPS - 1)
+            places = self._sizes(known.mutate(rating=place), RATING_STEPS)
+            found = [[ends["low"] + number * step, size] for number, size in places]
+        unrated = sum(self.parts.values()) - sum(size for _, size in found)
+        return {"ratings": found, "rating_step": step, "num_unrated": unrated}
+
+    def _sizes(self, log: ibis.Table, most: int) -> list[list[float]]:
+        sizes = log.group_by("rating").agg(size=log.count()).order_by("rating").limit(most)
+        return [[row["rating"], row["size"]] for row in self.engine.fetch(sizes).to_pylist()]
+
+    def _columns(self) -> dict[str, int]:
+        """Returns how many interactions have something in each further column of the log."""
+        log = self.log
+        names = [name for name in log.columns if name in self.checked.table.columns and name not in KNOWN]
+        columns = {
+            name: log[name].nullif("") if log[name].type().is_string() else log[name] for name in names
+        }
+        return self.engine.one(log.agg(**{n: c.count() for n, c in columns.items()})) if names else {}
 
 
 def _curve(engine: Engine, table: ibis.Table) -> list[list[int]]:
@@ -295,6 +365,7 @@ def _items(work: _Work, reading: Reading, quarantine: Path) -> tuple[ItemCatalog
     if reading.items is None:
         ids = sorted(engine.fetch(left)["item_id"].to_pylist())
         catalogue, num_bad, num_read = ItemCatalog.from_titles(dict.fromkeys(ids)), 0, 0
+        num_without = len(ids)
         cleaned: dict[str, int] = {}
     else:
         scan = _scan(engine, reading.items, reading.shape_items)
@@ -304,7 +375,8 @@ def _items(work: _Work, reading: Reading, quarantine: Path) -> tuple[ItemCatalog
         texts = [name for name in table.columns if table[name].type().is_string() and name != "item_id"]
         num_read = engine.one(table.agg(n=table.count()))["n"]
         unknown = engine.fetch(left.anti_join(table, "item_id").order_by("item_id"))["item_id"].to_pylist()
-        if unknown:
+        num_without = len(unknown)
+        if unknown and reading.unknown_items == "error":
             raise DataError(
                 f"The log names {len(unknown):,} items that the catalogue lacks, first: {', '.join(unknown[:5])}. Add them "
                 "to the catalogue (a title may be empty)."
@@ -318,17 +390,22 @@ def _items(work: _Work, reading: Reading, quarantine: Path) -> tuple[ItemCatalog
             cleaned = {name: count for name, count in engine.one(kept.agg(**differ)).items() if count}
             kept = kept.mutate(**{name: rules.cleaned(kept[name]) for name in texts})
         fetched = engine.fetch(kept)
+        if unknown:
+            untitled = pa.table({"item_id": pa.array(unknown, fetched.schema.field("item_id").type)})
+            fetched = pa.concat_tables([fetched, untitled], promote_options="default")
         catalogue = ItemCatalog(with_lists(fetched) if reading.items.format == "json" else fetched)
         num_bad = checked.num_bad
     return catalogue, {
         "num_catalogue_rows": num_read,
         "num_quarantined_items": num_bad,
+        "num_items_without_entry": num_without,
         "num_untitled_items": catalogue.num_untitled,
         "num_items_with_shared_title": catalogue.num_shared_titles,
-        "text_coverage": {
+        "text_coverage": {"title": len(catalogue) - catalogue.num_untitled}  # one without is called by its id
+        | {
             name: _coverage(catalogue.table[name])
             for name in catalogue.table.column_names
-            if name != "item_id"
+            if name not in ("item_id", "title")
         },
         "cleaned": cleaned,
     }
@@ -374,7 +451,7 @@ def _write_manifest(folder: Path, settings: DataSettings, reading: Reading, repo
         {
             "genrec": __version__,
             "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
-            "settings": settings.model_dump(mode="json"),
+            "settings": settings.model_dump(mode="json") | {"source": without_login(settings.source)},
             "format": reading.format,
             "source_files": [
                 {"name": file.name, "bytes": file.stat().st_size, "sha256": hash_file(file)}
@@ -385,36 +462,9 @@ def _write_manifest(folder: Path, settings: DataSettings, reading: Reading, repo
             "steps": report["steps"],
             "parts": report["parts"],
             "log_sha256": report["log_sha256"],
-            "files": {name: _hash(folder / name) for name in (LOG, CATALOG)},
+            "files": {name: hash_path(folder / name) for name in (LOG, CATALOG)},
         },
     )
-
-
-def _hash(path: Path) -> str:
-    return hash_value(hash_folder(path)) if path.is_dir() else hash_file(path)
-
-
-def check_manifest(folder: str | Path) -> dict[str, Any]:
-    """Returns the manifest of a prepared data set whose files are as they were written.
-
-    Raises:
-        DataError: If there is none, or a file was changed since.
-    """
-    folder = Path(folder)
-    if not (folder / MANIFEST).is_file():
-        raise DataError(
-            f"{folder} is no prepared data set: it has no {MANIFEST}. Make one with genrec prepare."
-        )
-    manifest = read_json(folder / MANIFEST)
-    changed = [
-        n for n, found in manifest["files"].items() if not (folder / n).exists() or _hash(folder / n) != found
-    ]
-    if changed:
-        raise DataError(
-            f"{', '.join(changed)} in {folder} is not what {MANIFEST} says was prepared. Prepare the data set again, or put "
-            "the file back."
-        )
-    return dict(manifest)
 
 
 def load_dataset(

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+import sqlite3
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import pyarrow as pa
 import pyarrow.parquet as pa_parquet
 
 from genrec.core.errors import DataError, nearest, require
 from genrec.core.progress import say
 from genrec.data_prep.engine import Source
+from genrec.data_prep.manifest import MANIFEST, check_manifest
 
 if TYPE_CHECKING:
     import ibis
@@ -32,6 +36,8 @@ TABLES = (
     ".json.gz",
 )
 
+BATCH = 50_000
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -47,6 +53,7 @@ class Reading:
         shape_log: What turns the log as it stands into one whose columns can be mapped.
         shape_items: The same for the catalogue.
         repeated_items: ``first`` where the source is known to name items twice.
+        unknown_items: ``untitled`` where the source is known to lack items of its log: they get an entry without text.
         terms: Under which terms the data may be used; said when it is read.
     """
 
@@ -59,6 +66,7 @@ class Reading:
     shape_log: Callable[[ibis.Table], ibis.Table] | None = None
     shape_items: Callable[[ibis.Table], ibis.Table] | None = None
     repeated_items: Literal["error", "first"] = "error"
+    unknown_items: Literal["error", "untitled"] = "error"
     terms: str = ""
 
     @property
@@ -125,36 +133,106 @@ def hub_table(name: str, scratch: Path) -> Source:
     return Source((file,), "parquet", name=f"hub:{name}")
 
 
+def without_login(source: str) -> str:
+    """Returns a source without the name and the password that the address of a database may have, for people."""
+    return re.sub(r"(?<=://)[^/]*@", "", source)
+
+
 def database_table(address: str, query: str | None, scratch: Path, what: str) -> Source:
     """Returns what a database answers, as Parquet in the scratch folder; it passes through memory in batches.
 
     Args:
-        address: Any that ``ibis.connect`` takes, such as ``sqlite:///log.db`` or ``postgres://user@host/db``.
+        address: ``sqlite:///FILE``, ``duckdb:///FILE``, or any other that ``ibis.connect`` takes, such as
+            ``postgres://user@host/db``. Files are opened for reading only; an absolute path has a fourth slash.
         query: SQL, or the name of a table.
         scratch: Folder for the Parquet file.
         what: ``log`` or ``items``, which names the file.
 
     Raises:
-        DataError: If there is no query, or the database refuses.
+        DataError: If there is no query, no such file, or the database refuses.
     """
+    import duckdb
     import ibis
 
+    shown = without_login(address)
     if not query:
         raise DataError(
-            f"{address} is a database: say what it is asked with data.query=TABLE or data.query='SELECT ...'."
+            f"{shown} is a database: say what it is asked with data.query=TABLE or data.query='SELECT ...'."
+        )
+    query = query.strip().rstrip(";")
+    kind, _, rest = address.partition("://")
+    if kind in ("sqlite", "duckdb") and not Path(rest.removeprefix("/")).is_file():
+        raise DataError(
+            f"{shown}: there is no file {rest.removeprefix('/')}. A path follows three slashes ({kind}:///log.db), an "
+            f"absolute one begins with a fourth ({kind}:////data/log.db)."
         )
     scratch.mkdir(parents=True, exist_ok=True)
     file = scratch / f"{what}_of_database.parquet"
     try:
-        con: Any = ibis.connect(address)
-        table = con.sql(query) if re.search(r"\s", query.strip()) else con.table(query.strip())
-        batches = table.to_pyarrow_batches()
-        with pa_parquet.ParquetWriter(file, batches.schema) as writer:
-            for batch in batches:
-                writer.write_batch(batch)
+        if kind == "sqlite":
+            _copy_from_sqlite(Path(rest.removeprefix("/")), query, file)
+        elif kind == "duckdb":
+            asked = query if re.search(r"\s", query) else f"SELECT * FROM {query}"
+            with duckdb.connect(rest.removeprefix("/"), read_only=True) as con:
+                con.sql(asked).write_parquet(str(file))
+        else:
+            backend: Any = ibis.connect(address)
+            table = backend.sql(query) if re.search(r"\s", query) else backend.table(query)
+            batches = table.to_pyarrow_batches(chunk_size=BATCH)
+            _write(batches, batches.schema, file)
+            backend.disconnect()
     except Exception as error:
-        raise DataError(f"{address} did not answer {query!r}: {type(error).__name__}: {error}") from error
-    return Source((file,), "parquet", name=f"{address} ({query})")
+        raise DataError(
+            f"{shown} did not answer {query!r}: {type(error).__name__}: {str(error).replace(address, shown)}. data.query (and data.items) is the name of "
+            "a table or SQL; data.source is sqlite:///FILE, duckdb:///FILE or another address that Ibis knows, whose driver "
+            "must be installed (pip install 'ibis-framework[postgres]')."
+        ) from error
+    return Source((file,), "parquet", name=f"{shown} ({query})")
+
+
+def _write(batches: Iterable[pa.RecordBatch], schema: pa.Schema, file: Path) -> None:
+    with pa_parquet.ParquetWriter(file, schema) as writer:
+        for batch in batches:
+            writer.write_batch(batch)
+
+
+def _copy_from_sqlite(database: Path, query: str, file: Path) -> None:
+    """Writes what SQLite answers as Parquet; Ibis would hold all of it in memory.
+
+    A value of SQLite has a type, a column has none: one of whole numbers becomes int64, one of numbers float64, any
+    other text, for which the answer is looked through once before.
+    """
+    with closing(sqlite3.connect(f"{database.resolve().as_uri()}?mode=ro", uri=True)) as con:
+        if not re.search(r"\s", query):
+            tables = [name for (name,) in con.execute("SELECT name FROM sqlite_master WHERE type <> 'index'")]
+            if query not in tables:
+                raise LookupError(
+                    f"there is no table {query!r}; it has {', '.join(tables) or 'none'}.{nearest(query, tables)}"
+                )
+            query = f"SELECT * FROM {_named(query)}"
+        names = [column[0] for column in con.execute(f"SELECT * FROM ({query}) LIMIT 0").description]
+        kinds = ", ".join(f"group_concat(DISTINCT typeof({_named(name)}))" for name in names)
+        (found,) = con.execute(f"SELECT {kinds} FROM ({query})")
+        types = [_arrow_type(set((kind or "").split(",")) - {"null", ""}) for kind in found]
+        chosen = ", ".join(
+            f"CAST({_named(name)} AS TEXT)" if type == pa.string() else _named(name)
+            for name, type in zip(names, types, strict=True)
+        )
+        schema = pa.schema(list(zip(names, types, strict=True)))
+        rows = con.execute(f"SELECT {chosen} FROM ({query})")
+        parts = iter(lambda: rows.fetchmany(BATCH), [])
+        arrays = (map(pa.array, zip(*part, strict=True), types) for part in parts)
+        _write((pa.record_batch(list(columns), schema=schema) for columns in arrays), schema, file)
+
+
+def _arrow_type(kinds: set[str]) -> pa.DataType:
+    if kinds == {"integer"}:
+        return pa.int64()
+    return pa.float64() if kinds and kinds <= {"integer", "real"} else pa.string()
+
+
+def _named(column: str) -> str:
+    return '"' + column.replace('"', '""') + '"'
 
 
 def find_reading(
@@ -172,9 +250,9 @@ def find_reading(
     """
     from genrec.data_prep.readers import FORMATS, PUBLIC, recognise
 
-    if format != "auto" and format not in FORMATS:
+    if format not in ("auto", "table", *FORMATS):
         raise DataError(
-            f"Unknown data.format {format!r}. Allowed: auto, {', '.join(FORMATS)}.{nearest(format, FORMATS)}"
+            f"Unknown data.format {format!r}. Allowed: auto, table, {', '.join(FORMATS)}.{nearest(format, FORMATS)}"
         )
     if source in PUBLIC:
         return PUBLIC[source]()
@@ -189,17 +267,17 @@ def find_reading(
             f"{source!r} is neither a file, nor a folder, nor one of the public sets {', '.join(sorted(PUBLIC))}, nor "
             f"hub:NAME, nor the address of a database.{nearest(source, PUBLIC)}"
         )
-    if format != "auto":
-        return FORMATS[format].read(path)
-    if path.is_dir():
-        if (log_path := table_in(path, "interactions")) is not None:
-            beside = table_in(path, "items")
-            catalogue = table_file(beside, encoding) if beside else None
-            return Reading("table", table_file(log_path, encoding), catalogue)
-        return recognise(path)
-    found = recognise(path, sure=False)
-    if found is not None:
-        say(f"  {path.name} is read as {found.format} (data.format=table reads it as a plain table)")
+    catalogue = Path(items) if items else None
+    if format in FORMATS:
+        return FORMATS[format].open(path, catalogue)
+    if path.is_dir() and (log_path := table_in(path, "interactions")) is not None:
+        if (path / MANIFEST).is_file():
+            check_manifest(path)
+        items = items or str(table_in(path, "items") or "")
+        return Reading("table", table_file(log_path, encoding), _items(items, scratch, None, encoding))
+    if format == "auto" and (found := recognise(path, catalogue)) is not None:
+        if path.is_file():
+            say(f"  {path.name} is read as {found.format} (data.format=table reads it as a plain table)")
         return found
     return Reading("table", table_file(path, encoding), _items(items, scratch, None, encoding))
 

@@ -168,7 +168,8 @@ def split_log(log: InteractionLog, settings: SplitSettings | None = None) -> Spl
     """
     s = settings or SplitSettings()
     rule, arguments = split_rule(s)
-    parts = run_in_memory(rule, log.narrow(), *arguments)["part"]
+    found = run_in_memory(rule, log.narrow(), *arguments)  # in the order of the source
+    parts = found["part"].take(pa.array(np.searchsorted(found["row"].to_numpy(), log.rows)))
     table = log.table.drop_columns("part") if "part" in log.table.column_names else log.table
     return read_split(table.append_column("part", parts), s)
 

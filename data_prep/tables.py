@@ -115,9 +115,11 @@ def rename_columns(
     names = given | {name: name for name in found if name not in given.values() and name not in given}
     missing = [name for name in required if name not in names]
     if missing:
+        timeless = " If it has no times and its rows are in time order, say data.time=row."
         raise DataError(
             f"{source} lacks the column{'s' if len(missing) > 1 else ''} {', '.join(missing)}. It has: "
             f"{', '.join(found)}. Rename them in the file, or map them with {key}.{missing[0]}=NAME_IN_THE_FILE."
+            + (timeless if "timestamp" in missing else "")
         )
     return names
 

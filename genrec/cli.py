@@ -31,8 +31,12 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, text in _STAGES.items():
         command = commands.add_parser(name, help=text, description=text.capitalize() + ".")
-        optional = "?" if name == "evaluate" else None  # rankings may be judged without one
-        command.add_argument("recipe", nargs=optional, help="recipe file, shipped name, or run folder")
+        # Rankings may be judged, and formats listed, without one.
+        optional = "?" if name in ("evaluate", "prepare") else None
+        what = "recipe file, shipped name, or run folder"
+        if name == "prepare":
+            what += "; or a source of data (as data.source), which is prepared into a folder of its own"
+        command.add_argument("recipe", nargs=optional, help=what)
         command.add_argument(
             "overrides",
             nargs="*",
@@ -43,6 +47,8 @@ def build_parser() -> argparse.ArgumentParser:
             _add_judging(command)
         if name == "index":
             _add_index_report(command)
+        if name == "prepare":
+            _add_preparing(command)
     compare = commands.add_parser(
         "compare", help="finished runs in one table with paired tests; refuses runs not measured alike"
     )
@@ -110,6 +116,33 @@ def _add_index_report(command: argparse.ArgumentParser) -> None:
     reporting.add_argument("--out", metavar="FOLDER", help="where the page and the figures go instead")
 
 
+def _add_preparing(command: argparse.ArgumentParser) -> None:
+    """Adds the options that spare a recipe where data are only prepared."""
+    preparing = command.add_argument_group("data", "short forms of the recipe's data.* keys")
+    preparing.add_argument(
+        "--columns",
+        nargs="+",
+        default=[],
+        metavar="OURS=THEIRS",
+        help="columns of the log, such as user_id=reviewerID item_id=asin timestamp=unixReviewTime",
+    )
+    preparing.add_argument(
+        "--item-columns", nargs="+", default=[], metavar="OURS=THEIRS", help="columns of the catalogue"
+    )
+    preparing.add_argument("--items", metavar="FILE", help="catalogue beside a log")
+    preparing.add_argument(
+        "--time", choices=("auto", "s", "ms", "us", "iso", "number", "row"), help="what times are"
+    )
+    preparing.add_argument(
+        "--on-bad-rows", choices=("error", "quarantine"), help="quarantine puts them aside, counted"
+    )
+    preparing.add_argument("--engine", choices=("duckdb", "spark"), help="what it runs on")
+    preparing.add_argument(
+        "--out", metavar="FOLDER", help="with a source: where it goes (default prepared/NAME)"
+    )
+    preparing.add_argument("--formats", action="store_true", help="list the raw formats that are recognised")
+
+
 def _add_judging(command: argparse.ArgumentParser) -> None:
     """Adds the options that let genrec evaluate judge rankings not made by genrec."""
     judging = command.add_argument_group(
@@ -148,6 +181,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _judge(options)
         elif options.command == "index" and (options.report or options.items or options.out):
             _report_index(options)
+        elif options.command == "prepare":
+            _prepare(options)
         elif options.command in _STAGES:
             _run(options.recipe, options.overrides, options.command)
         elif options.command == "compare":
@@ -192,6 +227,57 @@ def _run(source: str | None, overrides: Sequence[str], command: str) -> None:
     pipeline.run_until("evaluate" if command == "run" else command)
     if command in ("run", "evaluate"):
         pipeline.print_results()
+
+
+def _prepare(options: argparse.Namespace) -> None:
+    import re
+    from pathlib import Path
+
+    from genrec.core.errors import MissingExtraError, RecipeError
+    from genrec.data_prep import prepare
+    from genrec.data_prep.page import report_table, save_page
+    from genrec.data_prep.readers import format_table
+    from genrec.recipe import load_recipe, parse_recipe, shipped_recipes
+
+    if options.formats:
+        print(format_table())
+        return
+    if options.recipe is None:
+        raise RecipeError("Give a recipe or a source, such as: genrec prepare ratings.csv --time s")
+    overrides = list(options.overrides)
+    for key, pairs in (("columns", options.columns), ("item_columns", options.item_columns)):
+        for pair in pairs:
+            if not re.fullmatch(r"\w+=.+", pair):
+                raise RecipeError(f"--{key.replace('_', '-')} takes OURS=THEIRS, got {pair!r}.")
+            overrides.append(f"data.{key}.{pair}")
+    short = {"items": options.items, "time": options.time, "on_bad_rows": options.on_bad_rows}
+    overrides += [
+        f"data.{key}={value}" for key, value in (short | {"engine.name": options.engine}).items() if value
+    ]
+    path = Path(options.recipe)
+    is_recipe = path.suffix in (".yaml", ".yml") or (path / "recipe.yaml").is_file()
+    if is_recipe or options.recipe in shipped_recipes():
+        if options.out:
+            raise RecipeError("A recipe has its folder in run_dir: leave --out out.")
+        from genrec.pipeline import DATA, Pipeline
+
+        pipeline = Pipeline(load_recipe(options.recipe, overrides))
+        folder = pipeline.run_until("prepare") / DATA
+    else:
+        recipe = parse_recipe({"data": {"source": options.recipe}}, overrides)
+        name = re.sub(r"[^A-Za-z0-9]+", "-", path.name).strip("-") or "data"
+        folder = Path(options.out or f"prepared/{name}")
+        prepare(recipe.data, folder)
+    from genrec.core.files import read_json
+    from genrec.core.processes import is_main_process
+
+    if is_main_process():
+        report = read_json(folder / "report.json")
+        print(report_table(report))
+        try:
+            print(f"Prepared: {folder}  (report: {save_page(folder, report)})")
+        except MissingExtraError as error:  # data are prepared where only the base is installed
+            print(f"Prepared: {folder}  (no page: {error})")
 
 
 def _judge(options: argparse.Namespace) -> None:

@@ -119,8 +119,10 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     return _validate(tree, str(source))
 
 
-def parse_recipe(tree: dict[str, Any]) -> Recipe:
+def parse_recipe(tree: dict[str, Any], overrides: Sequence[str] = ()) -> Recipe:
     """Returns the recipe of a plain dictionary; errors as ``load_recipe``."""
+    for override in overrides:
+        _override(tree, override)
     return _validate(tree, "the recipe")
 
 

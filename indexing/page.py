@@ -11,11 +11,12 @@ from genrec.core.page import (
     FIRST,
     MUTED,
     NUM_COLOURS,
-    ROLES,
     SERIES,
     TEXT,
+    bar,
     captioned,
     clean,
+    colour_legend,
     escaped,
     facts,
     few_ticks,
@@ -29,9 +30,11 @@ from genrec.core.page import (
     plural,
     scroll_table,
     section,
+    share,
     short,
     table_row,
     text_width,
+    tiles,
     title_span,
     to_svg,
     write_html,
@@ -106,7 +109,7 @@ def _lead(report: Mapping[str, Any]) -> str:
 def _summary(report: Mapping[str, Any]) -> str:
     collisions, lengths = report["collisions"], report["lengths"]
     same = lengths["shortest"] == lengths["longest"]
-    tiles = [
+    found = [
         ("Items", f"{report['num_items']:,}", ""),
         ("Tokens", f"{report['num_tokens']:,}", "added to a model"),
         (
@@ -117,21 +120,17 @@ def _summary(report: Mapping[str, Any]) -> str:
     ]
     before, after = collisions["rate_before"], collisions["rate_after"]
     if before is not None:
-        tiles.append(("Collision rate", _share(before), f"{_share(after)} after the policy"))
+        found.append(("Collision rate", share(before), f"{share(after)} after the policy"))
     else:
-        tiles.append(("Collision rate", _share(after), "items whose code another has"))
+        found.append(("Collision rate", share(after), "items whose code another has"))
     if collisions["policy"]:
         touched = collisions["num_items_touched"] or 0
-        tiles.append(("Items touched", f"{touched:,}", f"by the policy {escaped(collisions['policy'])}"))
+        found.append(("Items touched", f"{touched:,}", f"by the policy {escaped(collisions['policy'])}"))
     if report["dead_share"] is not None:
-        tiles.append(("Unused tokens", _share(report["dead_share"]), f"of {report['codebook_tokens']:,}"))
-    numbers = "".join(
-        f"<div><dt>{name}</dt><dd>{value}{f'<small>{note}</small>' if note else ''}</dd></div>"
-        for name, value, note in tiles
-    )
+        found.append(("Unused tokens", share(report["dead_share"]), f"of {report['codebook_tokens']:,}"))
     notes = "".join(f"<p>{escaped(note)}</p>" for note in report["notes"])
     said = _in_words(report["levels"][0])
-    return f'<div class="summary"><dl>{numbers}</dl>{f"<p>{said}</p>" if said else ""}</div>' + (
+    return f'<div class="summary many">{tiles(found)}{f"<p>{said}</p>" if said else ""}</div>' + (
         f'<div class="banner calm" role="note">{notes}</div>' if notes else ""
     )
 
@@ -153,13 +152,6 @@ def _times(value: float) -> str:
     return f"{value:,.1f} times" if value < 100 else f"{value:,.0f} times"
 
 
-def _share(value: float) -> str:
-    """Returns a share in per cent; none and all are said only where they are meant."""
-    if value in (0, 1):
-        return f"{value:.0%}"
-    return f"{min(max(value, 0.0001), 0.9999):.2%}" if value < 0.1 or value > 0.999 else f"{value:.1%}"
-
-
 def _levels(report: Mapping[str, Any]) -> str:
     levels = report["levels"]
     books = any(level["codebook_size"] for level in levels)
@@ -179,8 +171,7 @@ def _levels(report: Mapping[str, Any]) -> str:
         cells.append(f"<td>{level['tokens']:,}{f'<small>of {size:,}</small>' if size else ''}</td>")
         if books:
             used = level["used_share"]
-            bar = "" if used is None else f'<span class="bar"><span style="width:{used:.1%}"></span></span>'
-            cells.append(f"<td>{number(None) if used is None else _share(used)}{bar}</td>")
+            cells.append(f"<td>{number(None)}</td>" if used is None else f"<td>{share(used)}{bar(used)}</td>")
         cells += [f"<td>{number(level['entropy'], 3)}</td>", f"<td>{level['perplexity']:,.1f}</td>"]
         cells += [f"<td>{plural(level['largest'], 'item')}</td>", f"<td>{level['prefixes']:,}</td>"]
         if alike:
@@ -553,16 +544,12 @@ def _training(report: Mapping[str, Any]) -> str:
         for title, what, curves, percent, dashed in wanted
         if any(value is not None for curve in curves for value in curve)
     ]
-    legend = "".join(
-        f'<li><svg class="mark" viewBox="0 0 12 12" aria-hidden="true"><circle cx="6" cy="6" r="5" '
-        f'style="fill:{ROLES[SERIES[level % NUM_COLOURS]]}"/></svg> level {level + 1}</li>'
-        for level in range(levels)
-    )
+    legend = colour_legend((SERIES[level % NUM_COLOURS], f"level {level + 1}") for level in range(levels))
     note = (
         "Alike are the vectors that codes are made of. The last two pictures are of items that share a first token; "
         "dashed is what any two items have. Epoch 0 is before training."
     )
-    return f'<ul class="legend">{legend}</ul><div class="plots three">{"".join(figures)}</div><p class="note">{note}</p>'
+    return f'{legend}<div class="plots three">{"".join(figures)}</div><p class="note">{note}</p>'
 
 
 def _curve(
@@ -667,13 +654,7 @@ _STYLE = (
     )
     + """
 .rest { fill: var(--rest); } .krest { stroke: var(--rest); }
-.summary dl { gap: .8rem 2.6rem; }
-.summary dd { font-size: 1.8rem; }
-.banner p { margin: 0; } .banner p + p { margin-top: .4rem; }
 .levels tbody th { min-width: 3rem; } .levels th small { padding-left: 0; }
-.levels .bar > span { background: var(--m0); }
-.gap { margin-top: 2rem; }
-.three { grid-template-columns: repeat(auto-fit, minmax(min(100%, 17rem), 1fr)); }
 .drawn { max-width: none; }
 .drawn text { fill: var(--text); font-size: 14px; }
 .narrow text { font-size: 12px; }

@@ -11,10 +11,15 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from genrec.data_prep import InteractionLog, ItemCatalog
 
 from planted import planted_catalog, planted_log
+
+# Machines are shared: how long an example takes says nothing of what is tested.
+settings.register_profile("genrec", deadline=None)
+settings.load_profile("genrec")
 
 
 @pytest.fixture(scope="session")

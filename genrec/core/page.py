@@ -104,6 +104,13 @@ def number(value: float | None, digits: int = 4) -> str:
     return DASH if value is None else f"{value:.{digits}f}".replace("-", MINUS)
 
 
+def share(value: float) -> str:
+    """Returns a share in per cent; none and all are said only where they are meant."""
+    if value in (0, 1):
+        return f"{value:.0%}"
+    return f"{min(max(value, 0.0001), 0.9999):.2%}" if value < 0.1 or value > 0.999 else f"{value:.1%}"
+
+
 def listed(names: Sequence[str]) -> str:
     """Returns ``a, b and c``."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
@@ -139,6 +146,30 @@ def head_row(names: Iterable[str]) -> str:
 def table_row(cells: Sequence[str], own: bool = False) -> str:
     """Returns a row of whole cells; ``own`` marks the one that the page is about."""
     return ('<tr class="own">' if own else "<tr>") + "".join(cells) + "</tr>"
+
+
+def bar(part: float, colour: str = FIRST) -> str:
+    """Returns a bar for the inside of a cell, filled up to ``part`` in [0, 1], in one of ``SERIES`` or ``MUTED``."""
+    return f'<span class="bar"><span style="width:{part:.1%};background:{ROLES[colour]}"></span></span>'
+
+
+def tiles(entries: Iterable[tuple[str, str, str]]) -> str:
+    """Returns the main numbers of a page, large: name, value and the small line beneath it, all HTML."""
+    found = "".join(
+        f"<div><dt>{name}</dt><dd>{value}{f'<small>{note}</small>' if note else ''}</dd></div>"
+        for name, value, note in entries
+    )
+    return f"<dl>{found}</dl>"
+
+
+def colour_legend(entries: Iterable[tuple[str, str]]) -> str:
+    """Returns what colours of ``SERIES`` stand for, ``(colour, HTML)``."""
+    found = "".join(
+        '<li><svg class="mark" viewBox="0 0 12 12" aria-hidden="true"><circle cx="6" cy="6" r="5" '
+        f'style="fill:{ROLES[colour]}"/></svg> {name}</li>'
+        for colour, name in entries
+    )
+    return f'<ul class="legend">{found}</ul>'
 
 
 def folded(title: str, body: str) -> str:
@@ -273,7 +304,9 @@ def to_svg(figure: Any, label: str, texts: Sequence[str] = ()) -> str:
         for child in list(parent):
             if child.tag.rpartition("}")[2] in ("metadata", "style"):
                 parent.remove(child)
-        parent.text = parent.tail = None if parent.tag != "text" else parent.text
+        parent.tail = None
+        if parent.tag != "text":
+            parent.text = None
     for node in root.iter():
         name = node.attrib.pop("id", "")
         if node.tag == "path" and re.fullmatch(r"m[0-9a-f]{10}", name):
@@ -342,17 +375,21 @@ h1 { font-size: clamp(1.7rem, 5vw, 2.5rem); line-height: 1.15; margin: 0 0 .6rem
 h1, h3, tbody th, .words, li, p, figcaption { overflow-wrap: anywhere; }
 h2 { font-size: 1.4rem; line-height: 1.25; font-weight: 600; margin: 0 0 .9rem; }
 h3 { font-size: 1rem; margin: 0 0 .5rem; }
+.gap { margin-top: 2rem; }
 h4 { font-size: .78rem; color: var(--muted); font-weight: 600; margin: .9rem 0 .25rem; }
 .kind { color: var(--muted); margin: 0 0 .2rem; font-size: .9rem; }
 .lead { margin: 0; color: var(--muted); }
 section { padding: 2.2rem 0 .4rem; }
 .banner { border-left: 4px solid var(--warn); background: var(--warn-paper); color: var(--text); padding: .8rem 1rem; margin: 1.2rem 0 0; max-width: 46rem; }
 .banner strong { display: block; color: var(--warn); font-size: 1.1rem; }
+.banner p { margin: 0; } .banner p + p { margin-top: .4rem; }
 .banner.calm { border-color: var(--m0); background: var(--own); }
 .summary { margin: 1.4rem 0 0; }
 .summary dl { display: flex; flex-wrap: wrap; gap: .6rem 3rem; margin: 0 0 .6rem; }
 .summary dt { color: var(--muted); font-size: .9rem; }
 .summary dd { margin: 0; font-size: 2.3rem; line-height: 1.15; font-variant-numeric: tabular-nums; }
+.many dl { gap: .8rem 2.6rem; }
+.many dd { font-size: 1.8rem; }
 .summary small { display: block; font-size: .82rem; color: var(--muted); line-height: 1.5; }
 .summary p { margin: 0; max-width: 46rem; }
 .note { color: var(--muted); font-size: .85rem; margin: .7rem 0 0; max-width: 46rem; }
@@ -386,6 +423,7 @@ th small { white-space: normal; padding-left: 1.2rem; }
 .bar { margin-top: .3rem; background: var(--rule); min-width: 4.5rem; }
 .legend { display: flex; flex-wrap: wrap; gap: .25rem 1.4rem; list-style: none; margin: 0 0 1rem; padding: 0; font-size: .88rem; }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)); gap: 1.8rem 2.4rem; align-items: start; }
+.plots.three { grid-template-columns: repeat(auto-fit, minmax(min(100%, 17rem), 1fr)); }
 .plots > * { min-width: 0; }
 figure { margin: 0; }
 figcaption { font-weight: 600; margin-bottom: .4rem; }

@@ -18,6 +18,7 @@ from genrec.core.page import (
     PAPER,
     ROLES,
     TEXT,
+    bar,
     captioned,
     escaped,
     fact,
@@ -37,6 +38,7 @@ from genrec.core.page import (
     short,
     table_row,
     thinned,
+    tiles,
     title_span,
     to_svg,
     write_html,
@@ -221,9 +223,9 @@ def _interval(interval: tuple[float, float] | None) -> str:
     return f"{number(interval[0])}{between}{number(interval[1])}"
 
 
-def _beneath(interval: tuple[float, float] | None, before: str = "") -> str:
+def _beneath(interval: tuple[float, float] | None) -> str:
     """Returns the interval as the small line beneath a value."""
-    return f"<small>{before}{_interval(interval)}</small>" if interval else ""
+    return f"<small>{_interval(interval)}</small>" if interval else ""
 
 
 def _cut(name: str) -> tuple[str, int]:
@@ -320,10 +322,14 @@ def _summary(models: Sequence[_Model], tests: Sequence[Mapping[str, Any]]) -> st
         return ""
     main = _headline(names)
     rates = [name for name in names if name.startswith("HR@")]
-    tiles = [main, *[name for name in rates if _cut(name)[1] == _cut(main)[1] and name != main]]
-    numbers = "".join(
-        f"<div><dt>{name}</dt><dd>{number(own.value(name))}{_beneath(own.interval(name), '95% interval ')}</dd></div>"
-        for name in tiles
+    shown = [main, *[name for name in rates if _cut(name)[1] == _cut(main)[1] and name != main]]
+    numbers = tiles(
+        (
+            name,
+            number(own.value(name)),
+            f"95% interval {_interval(own.interval(name))}" if own.interval(name) else "",
+        )
+        for name in shown
     )
     known = {model.key: model for model in models}
     value = own.value(main)
@@ -352,7 +358,7 @@ def _summary(models: Sequence[_Model], tests: Sequence[Mapping[str, Any]]) -> st
     ]
     if phrases:
         said += f" With these users it is {'; '.join(phrases)}."
-    return f'<div class="summary"><dl>{numbers}</dl>{f"<p>{said.strip()}</p>" if said else ""}</div>'
+    return f'<div class="summary">{numbers}{f"<p>{said.strip()}</p>" if said else ""}</div>'
 
 
 def _metric_table(models: Sequence[_Model]) -> str:
@@ -513,10 +519,9 @@ def _bias(models: Sequence[_Model]) -> str:
         cells = []
         for name in names:
             value = model.value(name)
-            width = 100 * abs(value or 0.0) / (largest[name] or 1.0)
-            bar = f'<span class="bar"><span style="width:{width:.1f}%;background:{ROLES[model.colour]}"></span></span>'
+            drawn = bar(abs(value or 0.0) / (largest[name] or 1.0), model.colour) if len(models) > 1 else ""
             digits = 1 if largest[name] >= 100 else 2 if largest[name] >= 10 else 4
-            cells.append(f"<td>{number(value, digits)}{bar if len(models) > 1 else ''}</td>")
+            cells.append(f"<td>{number(value, digits)}{drawn}</td>")
         cells.insert(0, f'<th scope="row">{model.label}</th>')
         lines.append(table_row(cells, model.key == "model" and len(models) > 1))
     heads = [_BIAS[_cut(name)[0]][0] + (f" @{_cut(name)[1]}" if _cut(name)[1] else "") for name in names]
