@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from genrec.evaluation import EvaluateSettings, Judge, ranking_metrics
     from genrec.indexing import IndexSettings, ItemIndex, ItemTrie, build_index
     from genrec.serving import Recommendation, Recommender
-    from genrec.tasks import TaskSettings, build_dataset
+    from genrec.tasks import TaskSettings, build_dataset, held_out_rows, stream_dataset
     from genrec.training import ModelSettings, TrainSettings, finetune
 
 _HOMES = {
     "genrec.core.errors": ("GenrecError",),
     "genrec.data_prep": ("InteractionLog", "ItemCatalog", "Split", "leave_one_out", "load_dataset"),
     "genrec.indexing": ("IndexSettings", "ItemIndex", "ItemTrie", "build_index"),
-    "genrec.tasks": ("TaskSettings", "build_dataset"),
+    "genrec.tasks": ("TaskSettings", "build_dataset", "held_out_rows", "stream_dataset"),
     "genrec.training": ("ModelSettings", "TrainSettings", "finetune"),
     "genrec.evaluation": ("EvaluateSettings", "Judge", "ranking_metrics"),
     "genrec.serving": ("Recommendation", "Recommender"),
@@ -50,9 +50,11 @@ __all__ = [
     "build_dataset",
     "build_index",
     "finetune",
+    "held_out_rows",
     "leave_one_out",
     "load_dataset",
     "ranking_metrics",
+    "stream_dataset",
 ]
 
 

@@ -502,6 +502,8 @@ class TaskRows:
             total.update(count)
         families = f"{len(self.counts)} families" if len(self.counts) > 1 else next(iter(self.counts))
         parts = [f"{total['rows']:,} rows of {families}"]
+        if none := [name for name, count in self.counts.items() if not count["rows"]]:
+            parts.append(f"none of {', '.join(none)}")
         return ", ".join(parts + [f"{total[key]:,} {words}" for key, words in _NOTES.items() if total[key]])
 
 

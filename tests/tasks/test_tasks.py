@@ -149,7 +149,7 @@ def test_samples_without_any_template_are_counted(rich):
     rows = TaskRows(*made(log, type(items).from_table(untitled), mixture=["text_to_item", "next_item"]))
     assert len(rows.dataset()["train"]) == rows.counts["next_item"]["rows"]
     assert rows.report["families"]["text_to_item"]["without_template"] == NUM_PLANTED
-    assert f"{NUM_PLANTED} samples left out" in rows.summary()
+    assert f"none of text_to_item, {NUM_PLANTED} samples left out" in rows.summary()
 
 
 # ---------------------------------------------------------------- samplers
