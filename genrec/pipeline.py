@@ -48,7 +48,8 @@ from genrec.training.finetune import (
 )
 
 DATA, BASELINE_RANKINGS = "data", "baselines"
-LOG, CATALOG, REPORT = (f"{DATA}/{name}" for name in ("interactions.parquet", "items.parquet", "report.json"))
+PREPARED = ("interactions.parquet", "items.parquet", "report.json", "manifest.json")
+LOG, CATALOG, REPORT, MANIFEST = (f"{DATA}/{name}" for name in PREPARED)
 PREPARED_INDEX, SEARCH = "prepared_index", "search"
 TASKS = "tasks"
 RANKINGS, METRICS, CARD = "rankings.parquet", "metrics.json", "README.md"
@@ -74,7 +75,7 @@ class Pipeline:
             with atomic_path(self.run.path / "recipe.yaml") as part:
                 part.write_text(dump_recipe(self.recipe), encoding="utf-8")
         steps: dict[str, tuple[Callable[[], None], list[str]]] = {
-            "prepare": (self._prepare, [DATA]),
+            "prepare": (self._prepare, [LOG, CATALOG, REPORT, MANIFEST]),
             **{kind: (partial(self._sequence, kind), [kind]) for kind in SEQUENCE_MODELS},
             "index": (self._index, [PREPARED_INDEX]),
             "train": (

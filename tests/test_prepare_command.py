@@ -64,6 +64,20 @@ def test_what_cannot_be_prepared_is_said(arguments, message, log_file, tmp_path,
     assert re.search(message, capsys.readouterr().err)
 
 
+def test_a_recipes_data_are_prepared_into_its_run_and_only_once(log_file, tmp_path, capsys):
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(
+        f"run_dir: {tmp_path / 'run'}\ndata:\n  source: {log_file}\n"
+        "  columns: {user_id: who, item_id: what, timestamp: when}\n"
+    )
+    assert main(["prepare", str(recipe)]) == 0
+    assert (tmp_path / "run" / "data" / "report.html").is_file()
+    check_manifest(tmp_path / "run" / "data")
+    assert "done already" not in capsys.readouterr().err
+    assert main(["prepare", str(recipe)]) == 0
+    assert "prepare: done already" in capsys.readouterr().err
+
+
 def test_raw_formats_are_listed(capsys):
     assert main(["prepare", "--formats"]) == 0
     assert "amazon-2018" in capsys.readouterr().out
