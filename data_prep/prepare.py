@@ -74,7 +74,8 @@ def prepare(settings: DataSettings, folder: str | Path) -> dict[str, Any]:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     quarantine = folder / QUARANTINE
-    quarantine.unlink(missing_ok=True)
+    for stale in (quarantine, folder / "report.html"):
+        stale.unlink(missing_ok=True)
     scratch = folder / SCRATCH
     with open_engine(settings.engine, scratch) as engine:
         s = settings
