@@ -89,3 +89,10 @@ def test_rows_from_a_teacher_need_one(tiny_backbone, log, items, tmp_path):
     model = ModelSettings(rows_start="text+teacher")
     with pytest.raises(RecipeError, match=r"needs a train\.teacher"):
         finetune(tiny_backbone, data, index, items, split, tmp_path, model=model)
+
+
+def test_recipes_that_name_tasks_as_before_are_read():
+    recipe = parse_recipe({"tasks": {"names": ["next_item", "item_to_text"]}})
+    assert recipe.tasks.mixture == {"next_item": 1, "item_to_text": 1}
+    assert parse_recipe({"tasks": {"mixture": ["next_item"]}}).tasks == parse_recipe({}).tasks
+    assert recipe.tasks.texts.seed == recipe.tasks.seed == recipe.seed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from genrec.tasks.writers import WriterSettings
 
@@ -68,6 +68,16 @@ class TaskSettings(BaseModel):
         1, ge=1, description="Processes that write and tokenise rows; the rows are the same for any number."
     )
     seed: int = Field(0, ge=0, description="Seed of the mixture, of template choice, of draws and of cuts.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _reads_what_it_was_called(cls, values: Any) -> Any:
+        """Runs and result files of before ``mixture`` have ``names``."""
+        if isinstance(values, dict) and "names" in values and "mixture" not in values:
+            values = {"mixture": values["names"]} | {
+                key: each for key, each in values.items() if key != "names"
+            }
+        return values
 
     @field_validator("mixture", mode="before")
     @classmethod
