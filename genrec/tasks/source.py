@@ -53,6 +53,7 @@ class Source:
             known = pc.unique(trained["user_id"]).to_pylist()
         kept = table.filter(pc.is_in(table["part"], pa.array(_BEFORE[part], table["part"].type)))
         self._table = kept.drop_columns(["part"])
+        self._learned = pc.equal(kept["part"], "train").combine_chunks()
         users = kept["user_id"].combine_chunks().dictionary_encode()
         self.user_ids: list[UserId] = users.dictionary.to_pylist()
         counts = np.bincount(users.indices.to_numpy(), minlength=len(self.user_ids))
@@ -116,7 +117,10 @@ class Source:
     @cached_property
     def _explained(self) -> tuple[pa.Array, pa.Array]:
         rows = np.flatnonzero(self.reviewed)
-        found = explain(self.review.take(rows).to_pylist(), [self.book.ids[self.item[row]] for row in rows])
+        # The words of features are those of training, whichever part is explained.
+        learn = self._learned.take(rows).to_pylist()
+        item_ids = [self.book.ids[self.item[row]] for row in rows]
+        found = explain(self.review.take(rows).to_pylist(), item_ids, learn)
         columns: list[list[str | None]] = [[None] * len(self), [None] * len(self)]
         for row, pair in zip(rows.tolist(), found, strict=True):
             columns[0][row], columns[1][row] = pair
