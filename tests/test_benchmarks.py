@@ -650,7 +650,12 @@ def test_both_ways_of_an_rq_vae_are_measured_on_the_items_of_a_folder(tmp_path, 
     items = pa.table({"item_id": [str(n) for n in range(36)], "title": things})
     pq.write_table(items, folder / "items.parquet")
     rows = [
-        {"user_id": f"u{user}", "item_id": str((9 * user + n) % 36), "order": n, "timestamp": 1_400_000_000 + n}
+        {
+            "user_id": f"u{user}",
+            "item_id": str((9 * user + n) % 36),
+            "order": n,
+            "timestamp": 1_400_000_000 + n,
+        }
         for user in range(12)
         for n in range(6)
     ]
