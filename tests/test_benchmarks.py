@@ -549,7 +549,11 @@ def check_speed(path):
     return result
 
 
-@pytest.mark.parametrize("path", sorted(speed.RESULTS.glob("*.json")), ids=lambda path: path.stem)
+# What worth.py adds to the same folder is of another form.
+SPEED_RESULTS = [path for path in sorted(speed.RESULTS.glob("*.json")) if not path.stem.startswith("worth-")]
+
+
+@pytest.mark.parametrize("path", SPEED_RESULTS, ids=lambda path: path.stem)
 def test_every_speed_result_is_whole_and_named_after_its_content(path):
     assert check_speed(path)["rows"]
 
