@@ -91,8 +91,7 @@ class ItemCatalog:
         quarantine: str | Path | None,
     ) -> ItemCatalog:
         checked = check_items(engine, scan, columns, on_bad_rows, quarantine)
-        table = engine.fetch(checked.table.order_by("row").drop("row"))
-        engine.drop(scan.table)
+        table = checked.take()
         return cls(with_lists(table) if scan.source.format == "json" else table)
 
     @classmethod

@@ -135,6 +135,9 @@ class Scan:
     source: Source
     rejects: list[Reject] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        self.stored = self.table  # what the engine holds, however the table is shaped later
+
     @property
     def columns(self) -> list[str]:
         """Names of the source's own columns."""
@@ -301,10 +304,6 @@ class Engine:
         (row,) = self.fetch(expression).to_pylist()
         return row
 
-    def put(self, table: pa.Table) -> ibis.Table:
-        """Returns an Arrow table as one of the engine's."""
-        raise NotImplementedError
-
     def scan(self, source: Source) -> Scan:
         """Returns a table as it stands in its files.
 
@@ -348,7 +347,7 @@ class DuckDBEngine(Engine):
         self.con.raw_sql("SET TimeZone = 'UTC'")  # of ISO times without an offset
 
     def put(self, table: pa.Table) -> ibis.Table:
-        """As ``Engine.put``."""
+        """Returns an Arrow table as one of the engine's."""
         name = self._name()
         self.con.con.register(f"{name}_arrow", table)
         self.con.raw_sql(f"CREATE TABLE {name} AS SELECT * FROM {name}_arrow")
@@ -538,15 +537,6 @@ class SparkEngine(Engine):
         self.con.raw_sql(f"CREATE TABLE {name} USING parquet AS {self.sql(expression)}")
         return self.con.table(name)
 
-    def put(self, table: pa.Table) -> ibis.Table:
-        """As ``Engine.put``."""
-        import pyarrow.parquet as pa_parquet
-
-        file = Path(str(self.session.conf.get("spark.sql.warehouse.dir"))) / f"{self._name()}.parquet"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        pa_parquet.write_table(table, file)
-        return self.con.read_parquet(str(file), table_name=file.stem)
-
     def scan(self, source: Source) -> Scan:
         """As ``Engine.scan``."""
         from functools import reduce
@@ -670,12 +660,12 @@ def open_engine(settings: EngineSettings, scratch: Path) -> Engine:
 
 
 @cache
-def memory_engine() -> Engine:
+def memory_engine() -> DuckDBEngine:
     """Returns the engine of small tables: one DuckDB for the whole process, in memory."""
     return DuckDBEngine(EngineSettings(), None)
 
 
-def scan_table(engine: Engine, table: pa.Table, name: str) -> Scan:
+def scan_table(engine: DuckDBEngine, table: pa.Table, name: str) -> Scan:
     """Returns an Arrow table as ``Engine.scan`` would; ``name`` is what errors call it."""
     rows = pa.array(range(1, table.num_rows + 1), pa.int64())
     files = pa.array([0] * table.num_rows, pa.int64())

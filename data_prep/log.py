@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -98,9 +97,7 @@ class InteractionLog:
         time: TimeKind,
     ) -> InteractionLog:
         checked = check_log(engine, scan, columns, time, on_bad_rows, quarantine)
-        table = engine.fetch(checked.table.order_by("row").drop("row"))
-        engine.drop(scan.table)
-        return cls(table, checked.num_bad, "number" if checked.time in ("number", "row") else "s")
+        return cls(checked.take(), checked.num_bad, checked.unit)
 
     @classmethod
     def load(cls, path: str | Path) -> InteractionLog:
@@ -156,18 +153,6 @@ class InteractionLog:
         users, times = self.table["user_id"].combine_chunks(), self.table["timestamp"].to_numpy()
         codes = pc.dictionary_encode(users).indices.to_numpy()
         return int(((codes[1:] == codes[:-1]) & (times[1:] == times[:-1])).sum())
-
-    @property
-    def hash(self) -> str:
-        """SHA-256 of who took what when, in this order, whatever file it came from."""
-        digest = hashlib.sha256()
-        for name in REQUIRED:
-            column = self.table[name].combine_chunks()
-            if name == "timestamp":
-                digest.update(column.to_numpy().tobytes())
-            else:
-                digest.update("\0".join(column.to_pylist()).encode())
-        return digest.hexdigest()
 
     def k_core(self, user: int = 5, item: int = 5) -> InteractionLog:
         """Returns the largest part of the log in which every user and item has so many interactions.

@@ -190,25 +190,27 @@ class _Work:
             self._replace(rules.once(self.log, s.repeats))
             self._count(f"{s.repeats} of repeats")
         if s.user_core > 1 or s.item_core > 1:
-            name, size, rounds = f"core (user >= {s.user_core}, item >= {s.item_core})", -1, 0
-            while size != (left := self._size()) and left:
-                size, rounds = left, rounds + 1
+            before, size, rounds = -1, self._size(), 0
+            while 0 < size != before:
                 self._replace(rules.core_round(self.log, s.user_core, s.item_core))
-                say(f"  core filter, round {rounds}: {self._size():,} interactions")
-            self._count(name)
+                before, size, rounds = size, self._size(), rounds + 1
+                say(f"  core filter, round {rounds}: {size:,} interactions")
+            self._count(f"core (user >= {s.user_core}, item >= {s.item_core})")
 
     def _size(self) -> int:
         return int(self.engine.one(self.log.agg(size=self.log.count()))["size"])
+
+    def _named(self, log: ibis.Table) -> ibis.Table:
+        return log.inner_join(self.users, "user").inner_join(self.items, "item")
 
     def write(self, path: Path) -> None:
         """Writes the log with its parts, ordered by user and time."""
         rule, arguments = split_rule(self.settings.split)
         log = self.log
-        named = log.inner_join(self.users, "user").inner_join(self.items, "item")
         if rule in (rules.user_disjoint, rules.cold_item):  # the draw is by name
-            named = rule(named, *arguments)
+            named = rule(self._named(log), *arguments)
         else:
-            named = rule(log, *arguments).inner_join(self.users, "user").inner_join(self.items, "item")
+            named = self._named(rule(log, *arguments))
         named = rules.placed(named)
         extra = [name for name in self.checked.table.columns if name not in KNOWN]
         rating = ["rating"] if "rating" in log.columns else []
@@ -223,8 +225,7 @@ class _Work:
         found = {row["part"]: row["size"] for row in sizes}
         self.parts = {part: found[part] for part in PARTS if part in found}
         check_parts(self.parts, sum(self.parts.values()), self.settings.split)
-        kind = "number" if self.checked.time in ("number", "row") else "s"
-        self.engine.write(self.log.select(*columns, *order), path, order, {TIME_KEY: kind})
+        self.engine.write(self.log.select(*columns, *order), path, order, {TIME_KEY: self.checked.unit})
 
     def _clean(self, column: Any) -> Any:
         return rules.cleaned(column) if self.settings.clean_text and column.type().is_string() else column
@@ -426,10 +427,7 @@ def _coverage(column: pa.ChunkedArray) -> int:
 
 
 def content_hash(path: str | Path) -> str:
-    """Returns the SHA-256 of who took what when in a prepared log, in its order, whatever file it came from.
-
-    It is that of ``InteractionLog.hash``, read in batches.
-    """
+    """Returns the SHA-256 of who took what when in a prepared log, in its order, whatever file it came from."""
     digest = hashlib.sha256()
     for name in ("user_id", "item_id", "timestamp"):
         begun = False
@@ -500,12 +498,12 @@ def load_dataset(
         checked = check_log(
             engine, scan, {**reading.columns, **(columns or {})}, kind, on_bad_rows, quarantine
         )
-        log = InteractionLog(engine.fetch(checked.table.order_by("row").drop("row")), checked.num_bad)
+        log = InteractionLog(checked.take(), checked.num_bad, checked.unit)
         if reading.items is None:
             return log, ItemCatalog.from_log(log)
         scan = _scan(engine, reading.items, reading.shape_items)
         found = check_items(
             engine, scan, reading.item_columns, on_bad_rows, quarantine, reading.repeated_items
         )
-        table = engine.fetch(found.table.order_by("row").drop("row"))
+        table = found.take()
         return log, ItemCatalog(with_lists(table) if reading.items.format == "json" else table)

@@ -1,7 +1,8 @@
 import pytest
 
 from genrec.core.errors import DataError
-from genrec.data_prep import load_dataset
+from genrec.data_prep import InteractionLog, load_dataset
+from genrec.data_prep.engine import memory_engine
 
 from planted import DATA
 
@@ -18,6 +19,15 @@ def test_a_log_file_alone_brings_an_untitled_catalogue(tmp_path):
     (tmp_path / "log.csv").write_text("user_id,item_id,timestamp\nu,x,1\n")
     _, items = load_dataset(str(tmp_path / "log.csv"), time="number")
     assert items.title("x") == "Item x"
+
+
+def test_a_log_read_knows_its_times_and_leaves_nothing_in_the_engine(tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_text("user_id,item_id,timestamp\nu,x,1400000000\n")
+    before = memory_engine().con.raw_sql("SHOW TABLES").fetchall()
+    log, _ = load_dataset(str(path))
+    assert (log.time, InteractionLog.read(path).time) == ("s", "s")
+    assert memory_engine().con.raw_sql("SHOW TABLES").fetchall() == before
 
 
 def test_an_unknown_source_names_the_nearest_set():
