@@ -1,7 +1,8 @@
 """Measures what identifiers are worth: ``python benchmarks/indexing/worth.py DATASET [--seed N] [--schemes NAME ...]``.
 
 Every scheme names the same items, and one and the same small decoder is trained on each, from nothing and in the same
-way. Beside next-item quality stand the measures of the index that need no model.
+way. Beside next-item quality stand the measures of the index that need no model. Schemes may be measured in several
+calls, each of which adds a result file; ``--table`` measures nothing and shows what all of them found.
 """
 
 import argparse
@@ -91,16 +92,20 @@ SMALL: dict[str, Any] = {
 }
 
 
+def slug(scheme: str) -> str:
+    """Returns a scheme's name as it stands in a path."""
+    return scheme.replace(", ", "-").replace("+", "-")
+
+
 def worth_recipe(dataset: str, scheme: str, seed: int) -> Recipe:
     """Returns the recipe of one row of the table."""
-    name = scheme.replace(", ", "-").replace("+", "-")
     data, index, _ = DATASETS[dataset]
     return parse_recipe(
         {
             **SMALL,
             "name": f"{dataset}, {scheme}",
             "seed": seed,
-            "run_dir": f"runs/worth/{dataset}-seed{seed}/{name}",
+            "run_dir": f"runs/worth/{dataset}-seed{seed}/{slug(scheme)}",
             "data": data,
             "index": index | SCHEMES[scheme],
         }
@@ -162,6 +167,30 @@ def table(result: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def joined(dataset: str, seed: int) -> dict[str, Any]:
+    """Returns the schemes of all results of a data set and seed as one result, the later measured of a kind.
+
+    Raises:
+        RunError: If there is none, or the rows were not trained in the same way on the same interactions.
+    """
+    results = [read_json(path) for path in sorted(RESULTS.glob(f"worth-{dataset}-seed{seed}-*.json"))]
+    if not results:
+        raise RunError(f"{RESULTS} holds no result of {dataset} with seed {seed}: measure one first.")
+    schemes = {
+        name: row
+        for result in sorted(results, key=lambda result: str(result["date"]))
+        for name, row in result["schemes"].items()
+    }
+    same = {
+        name: {part: row["recipe"][part] for part in (*SMALL, "data")} | {"protocol": row["protocol"]}
+        for name, row in schemes.items()
+    }
+    first = next(iter(same))
+    if unlike := [name for name in same if same[name] != same[first]]:
+        raise RunError(f"{', '.join(unlike)} were not measured as {first} was: measure them again.")
+    return {"schemes": schemes}
+
+
 def order_tests(schemes: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Returns paired tests over users of the order random < sequential < collaborative, corrected together."""
     names = [name for name in ("random", "sequential", "collaborative") if name in schemes]
@@ -181,15 +210,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("dataset", choices=sorted(DATASETS))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--schemes", nargs="+", default=list(SCHEMES), metavar="NAME")
+    parser.add_argument("--table", action="store_true", help="show what was found so far, and measure nothing")
     options = parser.parse_args(arguments)
     try:
+        if options.table:
+            print(table(joined(options.dataset, options.seed)))
+            return 0
         for name in options.schemes:
             if name not in SCHEMES:
                 raise RunError(f"There is no scheme {name!r}: {', '.join(SCHEMES)}.{nearest(name, SCHEMES)}")
         commit, dirty = working_tree()
         if dirty:
             raise RunError("The working tree has changes that are not committed: commit or stash them.")
-        path = RESULTS / f"worth-{options.dataset}-seed{options.seed}-{commit[:8]}.json"
+        part = "" if options.schemes == list(SCHEMES) else "-" + slug(options.schemes[0])
+        path = RESULTS / f"worth-{options.dataset}-seed{options.seed}-{commit[:8]}{part}.json"
         if path.exists():
             raise RunError(f"{path} is there already, and results are added, never edited.")
         machine, began = hardware(), time.perf_counter()
