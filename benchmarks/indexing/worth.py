@@ -210,7 +210,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("dataset", choices=sorted(DATASETS))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--schemes", nargs="+", default=list(SCHEMES), metavar="NAME")
-    parser.add_argument("--table", action="store_true", help="show what was found so far, and measure nothing")
+    parser.add_argument(
+        "--table", action="store_true", help="show what was found so far, and measure nothing"
+    )
     options = parser.parse_args(arguments)
     try:
         if options.table:
