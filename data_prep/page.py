@@ -642,7 +642,7 @@ def _details(r: _Figures) -> str:
     parts = {
         "Source": {key: report[key] for key in ("source", "format", "engine")},
         "Read as": {"time": report["time"], "split": report["split"], "equal times": report["tie_rule"]},
-        "Prepared log": {"sha256": report["log_sha256"]},
+        "Prepared log": {"sha256": report["log_sha256"], "with its split": report["split_sha256"]},
         "Versions": {"genrec": report["genrec"]},
     }
     return folded("What it was made from", facts(parts))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from math import floor
@@ -54,6 +54,8 @@ STEPS = {
 }
 MOST_STEPS, MOST_RATINGS, RATING_STEPS = 120, 100, 20
 PARTS = ("train", "valid", "test", "context")
+WHO_WHAT_WHEN = ("user_id", "item_id", "timestamp")
+WITH_PARTS = (*WHO_WHAT_WHEN, "part")
 
 
 def prepare(settings: DataSettings, folder: str | Path) -> dict[str, Any]:
@@ -108,6 +110,7 @@ def prepare(settings: DataSettings, folder: str | Path) -> dict[str, Any]:
             **about_items,
             "split": rule_in_words(s.split),
             "log_sha256": content_hash(folder / LOG),
+            "split_sha256": content_hash(folder / LOG, WITH_PARTS),
         }
     _write_manifest(folder, settings, reading, report)
     write_json(folder / REPORT, report)
@@ -426,10 +429,15 @@ def _coverage(column: pa.ChunkedArray) -> int:
     return len(column) - column.null_count
 
 
-def content_hash(path: str | Path) -> str:
-    """Returns the SHA-256 of who took what when in a prepared log, in its order, whatever file it came from."""
+def content_hash(path: str | Path, columns: Sequence[str] = WHO_WHAT_WHEN) -> str:
+    """Returns the SHA-256 of columns of a prepared log, in its order, whatever file it came from.
+
+    Args:
+        path: File, or folder of several.
+        columns: ``WHO_WHAT_WHEN``, or ``WITH_PARTS``, which tells two splits of the same log apart.
+    """
     digest = hashlib.sha256()
-    for name in ("user_id", "item_id", "timestamp"):
+    for name in columns:
         begun = False
         for column in _batches(path, name):
             if name == "timestamp":
@@ -464,6 +472,7 @@ def _write_manifest(folder: Path, settings: DataSettings, reading: Reading, repo
             "steps": report["steps"],
             "parts": report["parts"],
             "log_sha256": report["log_sha256"],
+            "split_sha256": report["split_sha256"],
             "files": {name: hash_path(folder / name) for name in (LOG, CATALOG)},
         },
     )

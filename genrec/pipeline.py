@@ -313,6 +313,7 @@ class Pipeline:
             model=r.model,
             settings=r.train,
             teachers=[self._trained(kind) for kind in r.train.teachers],
+            data_sha256=read_json(self.run.path / REPORT).get("split_sha256"),
         )
         if is_main_process():
             say(f"  saved {self.run.path / MODEL} ({megabytes(self.run.path / MODEL):.1f} MB)")
@@ -352,6 +353,7 @@ class Pipeline:
     def _evaluate(self) -> None:
         r, settings = self.recipe, self.recipe.evaluate
         model, renderer, index, items = load_trained(self.run.path, r.model.dtype)
+        model.check_data(read_json(self.run.path / REPORT).get("split_sha256", ""))
         from genrec.decoding.beam import ConstrainedDecoder
 
         judge, held_out = self.judge, self.held_out

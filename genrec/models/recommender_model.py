@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from genrec.core.errors import ModelError, RunError
+from genrec.core.errors import DataError, ModelError, RunError
 from genrec.core.files import atomic_path, read_json
 from genrec.core.processes import process_state
 from genrec.indexing import ItemIndex
@@ -38,7 +38,7 @@ class RecommenderModel(nn.Module):
     Attributes:
         backbone: The model with identifier rows and, for ``"lora"``, adapters injected in place.
         tokenizer: Its tokenizer, identifier tokens included.
-        about: What ``load`` needs to build it again: backbone name, layers, adapter settings, index hash.
+        about: What ``load`` needs to build it again: backbone name, layers, adapter settings, hashes of index and data.
         token_level: ``(new tokens,)`` level of each identifier token.
     """
 
@@ -86,6 +86,7 @@ class RecommenderModel(nn.Module):
         lora_r: int = 16,
         lora_alpha: int = 32,
         lora_dropout: float = 0.0,
+        data_sha256: str | None = None,
     ) -> RecommenderModel:
         """Returns a model ready to train: new tokens in, adapter on, everything else frozen.
 
@@ -101,6 +102,7 @@ class RecommenderModel(nn.Module):
             lora_r: Rank.
             lora_alpha: Scale is ``lora_alpha / lora_r``.
             lora_dropout: Dropout on the adapter's input, in [0, 1).
+            data_sha256: Of the prepared data that it will be trained on, if known.
         """
         about: dict[str, Any] = {
             "backbone": name,
@@ -109,6 +111,7 @@ class RecommenderModel(nn.Module):
             "dtype": str(backbone.dtype).removeprefix("torch."),
             "adapter": adapter,
             "index_hash": index.hash,
+            "data_sha256": data_sha256,
         }
         if new is not None:
             about["new"] = new.model_dump()
@@ -131,6 +134,23 @@ class RecommenderModel(nn.Module):
                 self.tokenizer.convert_ids_to_tokens(list(range(first, len(self.tokenizer))))
             )
         }
+
+    def check_data(self, split_sha256: str) -> None:
+        """Does nothing where a prepared data set is the one that the model was trained on, or that is not known.
+
+        Args:
+            split_sha256: From the data set's ``manifest.json``.
+
+        Raises:
+            DataError: If it is another, or was split in another way, so that what it holds out may have been learned.
+        """
+        trained_on = self.about.get("data_sha256")
+        if trained_on is not None and trained_on != split_sha256:
+            raise DataError(
+                f"The model was trained on a data set whose split_sha256 is {trained_on[:16]}, not on this one "
+                f"({split_sha256[:16]}): what is held out here may have been learned. Give the data set that it was "
+                "trained on, or train on this one."
+            )
 
     @property
     def num_trainable(self) -> int:

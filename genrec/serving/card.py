@@ -79,7 +79,7 @@ recommender.recommend([["ITEM_ID", "ITEM_ID"]], k=10)
   {training["dtype"]}; {report["model_mb"]} MB saved. The backbone
   itself is not in these files, and its licence applies.
 - Data: {data["source"]}, {kept["interactions"]:,} interactions of {kept["users"]:,} users and {kept["items"]:,}
-  items, SHA-256 of the prepared log {data["log_sha256"][:16]}. Ties in time: {data["tie_rule"]}
+  items, SHA-256 of the prepared log {data["log_sha256"][:16]}, of log and split {data["split_sha256"][:16]}. Ties in time: {data["tie_rule"]}
   ({data["num_ties"]:,} neighbouring pairs). The data's own terms apply to titles in these files.
 - Index: {index["method"]}, {index["num_tokens"]:,} tokens, codes of at most {index["max_length"]} tokens, collision
   rate {index["collision_rate"]:.4f}, hash {index["hash"][:16]}.

@@ -14,7 +14,7 @@ import pyarrow.parquet as pa_parquet
 from genrec.core.errors import DataError, IndexingError, RunError, nearest, require
 from genrec.core.files import megabytes
 from genrec.core.progress import say
-from genrec.data_prep import ItemCatalog, ItemId, UserId
+from genrec.data_prep import ItemCatalog, ItemId, UserId, check_manifest
 from genrec.indexing import Code, ItemIndex
 from genrec.training.finetune import HISTORIES, INDEX, ITEMS, MODEL, SERVING_FILE, load_trained
 
@@ -152,6 +152,20 @@ class Recommender:
 
         renderer = self._decoder.renderer.with_index(index)
         return Recommender(ConstrainedDecoder(self._decoder.model, renderer), items, self.run_dir)
+
+    def check_data(self, folder: str | Path) -> None:
+        """Does nothing where a prepared data set is whole, and the one that the model was trained on.
+
+        Ask before measuring a model that came from elsewhere.
+
+        Args:
+            folder: What ``genrec prepare`` wrote.
+
+        Raises:
+            DataError: If it is no prepared data set, was changed since, or the model was trained on another or on
+                another split of it, so that what it holds out may have been learned.
+        """
+        self._decoder.model.check_data(check_manifest(folder)["split_sha256"])
 
     def history(self, user_id: UserId, include_held_out: bool = False) -> list[ItemId]:
         """Returns a user's items, oldest first, as evaluation saw them, the longest where it saw several.

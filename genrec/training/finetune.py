@@ -46,6 +46,7 @@ def finetune(
     model: ModelSettings | None = None,
     settings: TrainSettings | None = None,
     teachers: Sequence[SequenceModel] = (),
+    data_sha256: str | None = None,
 ) -> Path:
     """Returns the run directory with the tuned model, its index and its catalogue.
 
@@ -64,6 +65,7 @@ def finetune(
         settings: Training settings.
         teachers: The models of ``settings.teacher`` where they are trained already, on the same split and
             catalogue; otherwise they are trained here.
+        data_sha256: ``split_sha256`` of the prepared data set, which the model then carries with it.
 
     Raises:
         ModelError: If the backbone cannot be read.
@@ -137,6 +139,7 @@ def finetune(
         lora_r=settings.lora_r,
         lora_alpha=settings.lora_alpha,
         lora_dropout=settings.lora_dropout,
+        data_sha256=data_sha256,
     )
     renderer = make_renderer(tokenizer, index, tasks)
     targets = ItemTargets(index, recommender.first_id, settings.exclude_history, teachers)
@@ -208,7 +211,7 @@ def finetune(
         )
     # What decides the weights; how often checkpoints are written and what is logged does not.
     decisive = settings.model_dump(exclude={"checkpoint_steps", "report_to"})
-    begun = hash_value([backbone, model.model_dump(), decisive, index.hash, rows.hash])
+    begun = hash_value([backbone, model.model_dump(), decisive, index.hash, rows.hash, data_sha256])
     resume = last_checkpoint(run / CHECKPOINTS, begun)
     wait()
     if resume:

@@ -73,6 +73,7 @@ def report(**changes):
         "cleaned": {"title": 33},
         "split": "leave-one-out",
         "log_sha256": "0a1b2c",
+        "split_sha256": "3d4e5f",
         **changes,
     }
 

@@ -9,7 +9,7 @@ import pytest
 
 from genrec.cli import main
 from genrec.core.errors import DataError, IndexingError, RunError, UnknownItemError
-from genrec.data_prep import ItemCatalog
+from genrec.data_prep import DataSettings, ItemCatalog, SplitSettings, check_manifest, prepare
 from genrec.indexing import ItemIndex
 from genrec.pipeline import Pipeline
 from genrec.recipe import parse_recipe
@@ -114,6 +114,20 @@ def test_wrong_calls_say_what_is_wrong(recommender):
         recommender.recommend(["i1"])
     with pytest.raises(DataError, match="'nobody' is not among the 60"):
         recommender.recommend(user_ids=["nobody"])
+
+
+def test_a_model_knows_the_data_it_was_trained_on(run, recommender, tmp_path):
+    recommender.check_data(run / "data")
+    # The same log split in another way holds out what the model has learned.
+    other = DataSettings(
+        source=str(run / "data"), user_core=1, item_core=1, split=SplitSettings(rule="global_temporal")
+    )
+    report = prepare(other, tmp_path / "other")
+    assert report["log_sha256"] == check_manifest(run / "data")["log_sha256"]
+    with pytest.raises(DataError, match="what is held out here may have been learned"):
+        recommender.check_data(tmp_path / "other")
+    with pytest.raises(DataError, match="is no prepared data set"):
+        recommender.check_data(tmp_path)
 
 
 def test_save_pretrained_writes_what_is_needed_and_no_user(run, recommender, tmp_path, capsys):
