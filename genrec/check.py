@@ -43,7 +43,7 @@ def check(source: str, overrides: Sequence[str]) -> None:
 
     Everything is done in memory; no weight is read and no run directory written.
     """
-    from genrec.models.backbone import load_tokenizer
+    from genrec.models.backbone import is_encoder_decoder, load_tokenizer
     from genrec.models.vocabulary import add_identifier_tokens
 
     recipe = load_recipe(source, overrides)
@@ -51,8 +51,9 @@ def check(source: str, overrides: Sequence[str]) -> None:
     split, items, index = prepared(recipe)
     tokenizer = load_tokenizer(recipe.model.backbone)
     add_identifier_tokens(tokenizer, index.tokens)
-    renderer = make_renderer(tokenizer, index, recipe.tasks)
-    tasks = TaskRows(split, items, index, recipe.tasks, tokenizer)
+    seq2seq = is_encoder_decoder(recipe.model.backbone, recipe.model.new)
+    renderer = make_renderer(tokenizer, index, recipe.tasks, seq2seq)
+    tasks = TaskRows(split, items, index, recipe.tasks, tokenizer, text_to_text=seq2seq)
     rows = tasks.dataset()["train"]
     on, off = _marks()
     print(f"{tasks.summary()}. {ROWS} of each family, learned tokens {on}marked{off}:\n")

@@ -288,18 +288,30 @@ class Pipeline:
 
     def _train(self) -> None:
         r = self.recipe
-        make_asker(r.tasks)  # before anything long: what cannot be ranked should be known at once
+        require("torch", "train")
+        from genrec.models.backbone import is_encoder_decoder, load_backbone, load_tokenizer
+
+        seq2seq = is_encoder_decoder(r.model.backbone, r.model.new)
+        # Before anything long: what cannot be ranked should be known at once.
+        make_asker(r.tasks, text_to_text=seq2seq)
         folder = self.run.path / TASKS
         if is_main_process():
-            require("torch", "train")
-            from genrec.models.backbone import load_backbone, load_tokenizer
             from genrec.models.vocabulary import add_identifier_tokens
 
             tokenizer = None
             if r.tasks.max_tokens is not None:
                 tokenizer = load_tokenizer(r.model.backbone)
                 add_identifier_tokens(tokenizer, self.index.tokens)
-            build_dataset(self.split, self.items, self.index, r.tasks, tokenizer, folder, load=load_backbone)
+            build_dataset(
+                self.split,
+                self.items,
+                self.index,
+                r.tasks,
+                tokenizer,
+                folder,
+                load=load_backbone,
+                text_to_text=seq2seq,
+            )
         wait()
         data = read_rows(folder)
         finetune(

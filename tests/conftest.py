@@ -44,22 +44,48 @@ def untied_backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
     return make_tiny_backbone(tmp_path_factory.mktemp("untied"), tie_word_embeddings=False)
 
 
+@pytest.fixture(scope="session")
+def tiny_t5(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder with a random T5 of two and two layers, gated and untied as Flan-T5, and a byte-level tokenizer."""
+    return make_tiny_t5(tmp_path_factory.mktemp("t5"))
+
+
+def make_tiny_t5(folder: Path, **changes: object) -> str:
+    import torch
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_special_tokens({"pad_token": "<pad>"})
+    torch.manual_seed(0)
+    config = T5Config(
+        **{
+            "vocab_size": len(tokenizer) + 7,  # T5 has more rows than tokens
+            "d_model": 64,
+            "d_kv": 16,
+            "d_ff": 128,
+            "num_layers": 2,
+            "num_heads": 4,
+            "dropout_rate": 0.0,
+            "feed_forward_proj": "gated-gelu",
+            "decoder_start_token_id": tokenizer.pad_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+            **changes,
+        }
+    )
+    model = T5ForConditionalGeneration(config)
+    with torch.no_grad():  # T5's own start, of spread 1, is for logits that are scaled down
+        model.shared.weight.mul_(0.1)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
 def make_tiny_backbone(folder: Path, **changes: object) -> str:
     import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import LlamaConfig, LlamaForCausalLM
 
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=320,
-        special_tokens=["<s>", "</s>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(planted_catalog().texts() * 20, trainer)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
+    fast = tiny_tokenizer()
     torch.manual_seed(0)
     config = LlamaConfig(
         **{
@@ -79,6 +105,23 @@ def make_tiny_backbone(folder: Path, **changes: object) -> str:
     LlamaForCausalLM(config).save_pretrained(folder)
     fast.save_pretrained(folder)
     return str(folder)
+
+
+def tiny_tokenizer():
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320,
+        special_tokens=["<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(planted_catalog().texts() * 20, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -70,16 +70,12 @@ class ConstrainedDecoder:
             return []
         width = max(k, beams or 20)
         prompts = [self.renderer.prompt_ids(history) for history in histories]
+        words = None
+        if self.model.whole_words is not None:
+            words = [self.renderer.whole_word_ids(prompt) for prompt in prompts]
         device = self._node_item.device
         batch = len(prompts)
-        lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
-        ids = torch.zeros(batch, int(lengths.max()), dtype=torch.long, device=device)
-        for row, prompt in enumerate(prompts):
-            ids[row, : len(prompt)] = torch.tensor(prompt, device=device)
-        mask = (torch.arange(ids.shape[1], device=device) < lengths[:, None]).long()
-        output = self.model.hidden(ids, attention_mask=mask, use_cache=self.depth > 1)
-        cache = output.past_key_values
-        hidden = output.last_hidden_state[torch.arange(batch, device=device), lengths - 1][:, None]
+        hidden, prefixes = self.model.read(prompts, words, keep=self.depth > 1)
 
         # allowed_before[b, n]: allowed items among the first n leaves, so that a subtraction counts them
         # below any node.
@@ -120,20 +116,9 @@ class ConstrainedDecoder:
             parents = order // (grown.shape[-1] + 1)
             nodes = every_node.gather(1, order)
             if level + 1 < self.depth:
-                flat = (rows * hidden.shape[1] + parents).flatten()
-                cache.batch_select_indices(flat)
-                mask = torch.cat([mask[flat], torch.ones_like(flat)[:, None]], 1)
-                token = (every_token.gather(1, order) + self.model.first_id).flatten()[:, None]
-                position = (lengths[:, None].expand_as(parents) + level).flatten()[:, None]
-                output = self.model.hidden(
-                    token,
-                    attention_mask=mask,
-                    position_ids=position,
-                    past_key_values=cache,
-                    use_cache=True,
-                )
-                cache = output.past_key_values
-                hidden = output.last_hidden_state.view(batch, parents.shape[1], -1)
+                prefixes.select((rows * hidden.shape[1] + parents).flatten())
+                token = (every_token.gather(1, order) + self.model.first_id).flatten()
+                hidden = self.model.go_on(prefixes, token).view(batch, parents.shape[1], -1)
         finished = [
             [(node, score) for node, score in zip(found, values, strict=True) if score > float("-inf")]
             for found, values in zip(nodes.tolist(), scores.tolist(), strict=True)

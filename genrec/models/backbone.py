@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from genrec.core.errors import ModelError, nearest, require
 from genrec.core.files import atomic_path
@@ -40,7 +40,7 @@ def load_backbone(
     new: NewModelSettings | None = None,
     seed: int = 0,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Returns a causal language model and its tokenizer.
+    """Returns a language model, causal or encoder-decoder, and its tokenizer.
 
     Args:
         name: A Hub name (``org/model``), a folder, a ``.gguf`` file, a name in ``PACKAGED_MODELS``, or ``"new"``.
@@ -50,7 +50,7 @@ def load_backbone(
         seed: Of the weights of a new model.
 
     Raises:
-        ModelError: If it cannot be read, is not a causal model, or has fewer layers than asked for.
+        ModelError: If it cannot be read, writes no text, or has fewer layers than asked for.
         MissingExtraError: If transformers is not installed.
     """
     transformers = require("transformers", "train")
@@ -65,6 +65,9 @@ def load_backbone(
                     f"model.layers={layers} is not possible: {name} has {config.num_hidden_layers} layers."
                 )
             config.num_hidden_layers = layers
+            for name_of_decoder in ("num_decoder_layers", "decoder_layers"):
+                if config.is_encoder_decoder and hasattr(config, name_of_decoder):
+                    setattr(config, name_of_decoder, layers)
             if getattr(config, "layer_types", None):
                 config.layer_types = config.layer_types[:layers]
         kind = resolve_dtype(dtype)
@@ -72,18 +75,36 @@ def load_backbone(
         # plain one (16 rows of 51 tokens, 9 heads: 82 ms of a step of 600 ms).
         plain = str(kind) == "torch.bfloat16" and process_state().device.type == "cpu"
         with _quiet():
-            model = transformers.AutoModelForCausalLM.from_pretrained(
+            model = _class_of(config).from_pretrained(
                 source, config=config, dtype=kind, attn_implementation="eager" if plain else None
             )
         return model, transformers.AutoTokenizer.from_pretrained(source)
 
 
+def is_encoder_decoder(name: str, new: NewModelSettings | None = None) -> bool:
+    """Returns whether a backbone reads a prompt with an encoder; no weight is read, errors as ``load_backbone``."""
+    if name == NEW:
+        return (new or NewModelSettings()).kind == "encoder_decoder"
+    with _readable(name):
+        config = require("transformers", "train").AutoConfig.from_pretrained(_resolve(name))
+    return bool(config.is_encoder_decoder)
+
+
+def _class_of(config: Any) -> Any:
+    """Returns the Auto class of a config's kind of model."""
+    import transformers
+
+    seq2seq, causal = transformers.AutoModelForSeq2SeqLM, transformers.AutoModelForCausalLM
+    return seq2seq if config.is_encoder_decoder else causal
+
+
 def _new_backbone(
     settings: NewModelSettings | None, layers: int | None, seed: int
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Returns a GPT-2 (Radford et al., 2019) with random float32 weights, whose tokenizer knows no word.
+    """Returns a GPT-2 (Radford et al., 2019) or T5 (Raffel et al., 2020) with random float32 weights.
 
-    GPT-2, since it has dropout on every part, which what is trained from nothing on a small log needs.
+    The tokenizer knows no word. GPT-2, since it has dropout on every part, which what is trained from nothing on a small
+    log needs.
     """
     import torch
     import transformers
@@ -91,15 +112,37 @@ def _new_backbone(
     s = settings or NewModelSettings()
     if layers is not None and layers > s.layers:
         raise ModelError(f"model.layers={layers} is not possible: model.new.layers is {s.layers}.")
-    if s.width % s.heads:
+    if s.head_size is not None and s.kind == "decoder":
+        raise ModelError(
+            f"model.new.head_size={s.head_size} needs model.new.kind=encoder_decoder: a decoder's heads share its width."
+        )
+    if s.head_size is None and s.width % s.heads:
         raise ModelError(f"model.new.width={s.width} is no multiple of model.new.heads={s.heads}.")
     tokenizer = load_tokenizer(NEW)
+    if s.kind == "encoder_decoder":
+        t5 = transformers.T5Config(
+            vocab_size=len(tokenizer),
+            d_model=s.width,
+            d_kv=s.head_size or s.width // s.heads,
+            d_ff=s.feed_forward or 4 * s.width,
+            num_layers=layers or s.layers,
+            num_decoder_layers=layers or s.layers,
+            num_heads=s.heads,
+            dropout_rate=s.dropout,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.bos_token_id,
+            **{"decoder_start_token_id": tokenizer.bos_token_id},  # which T5Config takes and does not name
+        )
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return transformers.T5ForConditionalGeneration(t5), tokenizer
     config = transformers.GPT2Config(
         vocab_size=len(tokenizer),
         n_positions=s.positions,
         n_embd=s.width,
         n_layer=layers or s.layers,
         n_head=s.heads,
+        n_inner=s.feed_forward,
         resid_pdrop=s.dropout,
         embd_pdrop=s.dropout,
         attn_pdrop=s.dropout,
@@ -181,10 +224,11 @@ def _unpack_gguf(path: Path) -> Path:
     require("gguf", "train")
     with timed(f"unpacking {path.name} (once)"), _quiet():
         source, name = str(path.parent), path.name
-        model = transformers.AutoModelForCausalLM.from_pretrained(source, gguf_file=name, dtype="float32")
+        config = transformers.AutoConfig.from_pretrained(source, gguf_file=name)
+        model = _class_of(config).from_pretrained(source, gguf_file=name, dtype="float32")
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, gguf_file=name)
         del model.config.quantization_config
-        plain = transformers.AutoModelForCausalLM.from_config(model.config, dtype="float32")
+        plain = _class_of(config).from_config(model.config, dtype="float32")
         plain.load_state_dict(model.state_dict())
         with atomic_path(folder) as part:
             plain.save_pretrained(part)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -32,10 +34,39 @@ LORA_FILE = "adapter_model.safetensors"
 FULL_FILE = "model.safetensors"
 
 
-class RecommenderModel(nn.Module):
-    """A causal language model that writes items.
+WHOLE_WORDS = 512
+
+
+@dataclass
+class Prefixes:
+    """What ``RecommenderModel`` has read so far of several rows.
 
     Attributes:
+        cache: Keys and values.
+        mask: ``(rows, length)`` of what the prompt is, and in a decoder-only model of what came after it.
+        lengths: ``(rows,)`` tokens read, in a decoder-only model.
+        encoded: ``(rows, length, width)`` states of an encoder, or None.
+    """
+
+    cache: Any
+    mask: torch.Tensor
+    lengths: torch.Tensor
+    encoded: torch.Tensor | None = None
+
+    def select(self, rows: torch.Tensor) -> None:
+        """Keeps these rows, any of them any number of times, in this order."""
+        self.cache.batch_select_indices(rows)
+        self.mask, self.lengths = self.mask[rows], self.lengths[rows]
+        if self.encoded is not None:
+            self.encoded = self.encoded[rows]
+
+
+class RecommenderModel(nn.Module):
+    """A language model, causal or encoder-decoder, that writes items.
+
+    Attributes:
+        whole_words: ``(512, width)`` vectors of words by their number, added to the tokens of an encoder-decoder's prompt, or
+            None. The last row is that of all words from its number on.
         backbone: The model with identifier rows and, for ``"lora"``, adapters injected in place.
         tokenizer: Its tokenizer, identifier tokens included.
         about: What ``load`` needs to build it again: backbone name, layers, adapter settings, hashes of index and data.
@@ -54,7 +85,13 @@ class RecommenderModel(nn.Module):
         rows: torch.Tensor,
     ) -> None:
         super().__init__()
+        self.is_encoder_decoder = bool(backbone.config.is_encoder_decoder)
+        self._scale = _scale_before_head(backbone) if self.is_encoder_decoder else 1.0
         extend_vocabulary(backbone, tokenizer, index.tokens, rows)
+        self.whole_words: nn.Parameter | None = None
+        if about.get("whole_words"):
+            # From nothing, so that a pretrained encoder begins with what it knows.
+            self.whole_words = nn.Parameter(torch.zeros(WHOLE_WORDS, rows.shape[1]))
         self.tokenizer, self.about = tokenizer, about
         self.first_id = cast(ExtendedEmbedding, backbone.get_input_embeddings()).first_id
         self.register_buffer("token_level", torch.tensor(index.token_levels), persistent=False)
@@ -67,9 +104,9 @@ class RecommenderModel(nn.Module):
                 # peft 0.21 asks transformers 5.23 for a property under its old name.
                 warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
                 self.peft = get_peft_model(backbone, LoraConfig(**about["lora"]))
-        for row in new_rows(backbone).values():
-            row.requires_grad_(True)
         self.backbone = backbone
+        for row in self._rows().values():
+            row.requires_grad_(True)
 
     @classmethod
     def create(
@@ -87,6 +124,7 @@ class RecommenderModel(nn.Module):
         lora_alpha: int = 32,
         lora_dropout: float = 0.0,
         data_sha256: str | None = None,
+        whole_words: bool = False,
     ) -> RecommenderModel:
         """Returns a model ready to train: new tokens in, adapter on, everything else frozen.
 
@@ -103,7 +141,15 @@ class RecommenderModel(nn.Module):
             lora_alpha: Scale is ``lora_alpha / lora_r``.
             lora_dropout: Dropout on the adapter's input, in [0, 1).
             data_sha256: Of the prepared data that it will be trained on, if known.
+            whole_words: Whether the encoder is told which tokens belong to one word, as P5's is (``Renderer.whole_word_ids``).
+
+        Raises:
+            ModelError: If whole words are asked for and there is no encoder.
         """
+        if whole_words and not backbone.config.is_encoder_decoder:
+            raise ModelError(
+                f"model.whole_words=true needs an encoder-decoder; {name} is a decoder. Leave it out, or take a T5."
+            )
         about: dict[str, Any] = {
             "backbone": name,
             "layers": layers,
@@ -112,6 +158,7 @@ class RecommenderModel(nn.Module):
             "adapter": adapter,
             "index_hash": index.hash,
             "data_sha256": data_sha256,
+            "whole_words": whole_words,
         }
         if new is not None:
             about["new"] = new.model_dump()
@@ -159,11 +206,123 @@ class RecommenderModel(nn.Module):
 
     def row_parameters(self) -> list[nn.Parameter]:
         """Returns the identifier rows, which learn at a rate of their own."""
-        return list(new_rows(self.backbone).values())
+        return list(self._rows().values())
 
-    def hidden(self, input_ids: torch.Tensor, **inputs: Any) -> Any:
-        """Returns the body's output (``last_hidden_state``, cache) without any vocabulary logits."""
-        return self.backbone.base_model(input_ids=input_ids, **inputs)
+    def _rows(self) -> dict[str, nn.Parameter]:
+        """Returns what is trained beside the adapter: identifier rows, and whole-word vectors where there are any."""
+        rows = new_rows(self.backbone)
+        return rows if self.whole_words is None else rows | {"whole_words": self.whole_words}
+
+    @property
+    def decoder_start(self) -> int | None:
+        """Token that an encoder-decoder's decoder begins with; None is a decoder-only model."""
+        if not self.is_encoder_decoder:
+            return None
+        config = self.backbone.config
+        first = getattr(config, "decoder_start_token_id", None)
+        return config.pad_token_id if first is None else first
+
+    def states(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        decoder_input_ids: torch.Tensor | None = None,
+        whole_words: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Returns ``(batch, length, width)`` states from which the output layer predicts, without any logits.
+
+        Args:
+            input_ids: ``(batch, length)``, padded on the right; an encoder's, if there is one.
+            attention_mask: ``(batch, length)``, 0 at padding.
+            decoder_input_ids: ``(batch, decoder length)``, ``decoder_start`` first; whose states are returned.
+            whole_words: ``(batch, length)`` numbers of words, for a model with ``whole_words``.
+        """
+        if not self.is_encoder_decoder:
+            output = self.backbone.base_model(
+                input_ids=input_ids, attention_mask=attention_mask, use_cache=False
+            )
+            return output.last_hidden_state
+        encoded = self._encode(input_ids, attention_mask, whole_words)
+        return self._decode(decoder_input_ids, encoded, attention_mask)[0]
+
+    def _encode(
+        self, ids: torch.Tensor, mask: torch.Tensor, whole_words: torch.Tensor | None
+    ) -> torch.Tensor:
+        vectors = self.backbone.get_input_embeddings()(ids)
+        if self.whole_words is not None:
+            assert whole_words is not None
+            own = self.whole_words[whole_words.clamp(max=WHOLE_WORDS - 1)]
+            vectors = vectors + own.to(vectors.dtype)
+        return self.backbone.get_encoder()(inputs_embeds=vectors, attention_mask=mask).last_hidden_state
+
+    def _decode(
+        self,
+        ids: torch.Tensor | None,
+        encoded: torch.Tensor,
+        mask: torch.Tensor,
+        cache: Any = None,
+        keep: bool = False,
+    ) -> tuple[torch.Tensor, Any]:
+        output = self.backbone.get_decoder()(
+            input_ids=ids,
+            encoder_hidden_states=encoded,
+            encoder_attention_mask=mask,
+            past_key_values=cache,
+            use_cache=keep,
+        )
+        return output.last_hidden_state * self._scale, output.past_key_values if keep else None
+
+    def read(
+        self,
+        prompts: Sequence[Sequence[int]],
+        whole_words: Sequence[Sequence[int]] | None = None,
+        keep: bool = True,
+    ) -> tuple[torch.Tensor, Prefixes]:
+        """Returns ``(prompts, 1, width)`` states from which the first answered token is predicted, and where to go on.
+
+        Args:
+            prompts: Token ids, from ``Renderer.prompt_ids``.
+            whole_words: Of the same lengths, for a model with ``whole_words``.
+            keep: Whether ``go_on`` will be called.
+        """
+        device = self.token_level.device
+
+        def padded(rows: Sequence[Sequence[int]]) -> torch.Tensor:
+            found = [torch.tensor(row, dtype=torch.long) for row in rows]
+            return nn.utils.rnn.pad_sequence(found, batch_first=True).to(device)
+
+        ids, lengths = padded(prompts), torch.tensor([len(prompt) for prompt in prompts], device=device)
+        mask = (torch.arange(ids.shape[1], device=device) < lengths[:, None]).long()
+        if not self.is_encoder_decoder:
+            output = self.backbone.base_model(input_ids=ids, attention_mask=mask, use_cache=keep)
+            last = output.last_hidden_state[torch.arange(len(ids), device=device), lengths - 1][:, None]
+            return last, Prefixes(output.past_key_values, mask, lengths)
+        encoded = self._encode(ids, mask, None if whole_words is None else padded(whole_words))
+        start = torch.full((len(ids), 1), cast(int, self.decoder_start), device=device)
+        states, cache = self._decode(start, encoded, mask, keep=keep)
+        return states, Prefixes(cache, mask, lengths, encoded)
+
+    def go_on(self, prefixes: Prefixes, tokens: torch.Tensor) -> torch.Tensor:
+        """Returns ``(rows, 1, width)`` states after one more token of each row, which ``prefixes`` then holds too.
+
+        Args:
+            prefixes: From ``read``, with the rows that are to go on.
+            tokens: ``(rows,)`` ids.
+        """
+        p = prefixes
+        if p.encoded is not None:
+            states, p.cache = self._decode(tokens[:, None], p.encoded, p.mask, p.cache, keep=True)
+            return states
+        p.mask = nn.functional.pad(p.mask, (0, 1), value=1)
+        output = self.backbone.base_model(
+            input_ids=tokens[:, None],
+            attention_mask=p.mask,
+            position_ids=p.lengths[:, None],
+            past_key_values=p.cache,
+            use_cache=True,
+        )
+        p.cache, p.lengths = output.past_key_values, p.lengths + 1
+        return output.last_hidden_state
 
     def level_log_probs(
         self, hidden: torch.Tensor, level: int, excluded: torch.Tensor | None = None
@@ -194,6 +353,8 @@ class RecommenderModel(nn.Module):
         excluded: torch.Tensor | None = None,
         soft_targets: torch.Tensor | None = None,
         soft_weight: float = 0.0,
+        decoder_input_ids: torch.Tensor | None = None,
+        whole_words: torch.Tensor | None = None,
         **_: Any,
     ) -> dict[str, torch.Tensor]:
         """Returns ``{"loss": ...}``, the mean over labels of the negative log-probability.
@@ -205,14 +366,16 @@ class RecommenderModel(nn.Module):
             input_ids: ``(batch, length)``, padded on the right.
             attention_mask: ``(batch, length)``, 0 at padding.
             labels: ``(batch, length)``, -100 where nothing is learned; the label at a position is that
-                position's own token, predicted from the one before.
+                position's own token, predicted from the one before. Of an encoder-decoder ``(batch, decoder length)``.
             num_items_in_batch: Number of labels of the whole step over all processes and accumulated
                 batches, by which the sum is divided; None divides by this batch's own.
             excluded: ``(identifier labels, new tokens)`` bool, tokens that are no candidates there, or None.
             soft_targets: ``(identifier labels, new tokens)`` distributions of a teacher, or None.
             soft_weight: Share of the cross-entropy to the teacher in the loss of identifier labels.
+            decoder_input_ids: As ``states``.
+            whole_words: As ``states``.
         """
-        states = self.hidden(input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+        states = self.states(input_ids, attention_mask, decoder_input_ids, whole_words)
         learned = labels[:, 1:] != -100
         states, targets = states[:, :-1][learned], labels[:, 1:][learned]
         identifier = targets >= self.first_id
@@ -230,7 +393,7 @@ class RecommenderModel(nn.Module):
 
     def trained_state(self) -> dict[str, torch.Tensor]:
         """Returns every trained tensor by name: adapter (or all weights) and identifier rows."""
-        rows = {f"rows.{name}": row.detach() for name, row in new_rows(self.backbone).items()}
+        rows = {f"rows.{name}": row.detach() for name, row in self._rows().items()}
         if self.peft is not None:
             # Without save_embedding_layers=False peft adds the whole embedding to a 4 MB adapter.
             return rows | get_peft_model_state_dict(self.peft, save_embedding_layers=False)
@@ -253,7 +416,7 @@ class RecommenderModel(nn.Module):
             wrong = sorted(set(expected.items()) ^ set(found.items()), key=str)
             raise RunError(f"The saved weights do not fit the model; first difference: {wrong[0]}.")
         with torch.no_grad():
-            for name, row in new_rows(self.backbone).items():
+            for name, row in self._rows().items():
                 row.copy_(state[f"rows.{name}"])
             rest = {name: tensor for name, tensor in state.items() if not name.startswith("rows.")}
             if self.peft is not None:
@@ -346,6 +509,42 @@ def _shape(backbone: PreTrainedModel) -> dict[str, Any]:
 
 def _linear_names(backbone: PreTrainedModel) -> list[str]:
     """Returns the names of the linear layers inside the body, such as ``q_proj``."""
-    return sorted(
-        {name.split(".")[-1] for name, m in backbone.base_model.named_modules() if isinstance(m, nn.Linear)}
+    head = backbone.get_output_embeddings()
+    linear = {
+        name.split(".")[-1]: module
+        for name, module in backbone.base_model.named_modules()
+        if isinstance(module, nn.Linear) and module is not head
+    }
+    return sorted(linear)
+
+
+@torch.no_grad()
+def _scale_before_head(backbone: PreTrainedModel) -> float:
+    """Returns what an encoder-decoder multiplies its decoder's states by before the output layer, as it was seen to.
+
+    T5 does so where its embeddings are tied, and others of its kind by other settings.
+
+    Raises:
+        ModelError: If it does anything else with them, or with the logits.
+    """
+    head, decoder = backbone.get_output_embeddings(), backbone.get_decoder()
+    seen: dict[str, torch.Tensor] = {}
+    hooks = [
+        head.register_forward_pre_hook(lambda _, inputs: seen.update(given=inputs[0])),
+        decoder.register_forward_hook(lambda _, __, output: seen.update(states=output[0])),
+    ]
+    training, ids = backbone.training, torch.zeros(1, 2, dtype=torch.long, device=backbone.device)
+    try:
+        logits = backbone.eval()(input_ids=ids, decoder_input_ids=ids).logits
+    finally:
+        backbone.train(training)
+        for hook in hooks:
+            hook.remove()
+    if torch.allclose(logits, head(seen["given"])):
+        for scale in (1.0, backbone.config.hidden_size**-0.5):
+            if torch.allclose(seen["given"], seen["states"] * scale):
+                return float(scale)
+    raise ModelError(
+        f"{type(backbone).__name__} changes its decoder's states or its logits in a way that genrec does not know. "
+        "Encoder-decoders of T5's kind are supported (T5, mT5, UMT5, LongT5 and others)."
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict, Field
 
 
@@ -28,17 +30,36 @@ class SequenceSettings(BaseModel):
 
 
 class NewModelSettings(BaseModel):
-    """A small decoder built from a config, for ``model.backbone=new``; the defaults have 0.8 M weights."""
+    """A small model built from a config, for ``model.backbone=new``; the defaults have 0.8 M weights.
+
+    TIGER's (Rajput et al., NeurIPS 2023) is an encoder-decoder of width 128 with 4 and 4 layers, 6 heads of size 64 and
+    feed-forward layers of 1,024.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    width: int = Field(128, ge=1, description="Width of the states; a multiple of heads.")
+    kind: Literal["decoder", "encoder_decoder"] = Field(
+        "decoder",
+        description="decoder: a GPT-2, which reads and writes one sequence. encoder_decoder: a T5, whose encoder reads the prompt "
+        "and whose decoder writes the answer.",
+    )
+    width: int = Field(
+        128, ge=1, description="Width of the states; a multiple of heads, unless head_size is given."
+    )
     heads: int = Field(4, ge=1, description="Attention heads.")
-    layers: int = Field(4, ge=1, description="Transformer layers.")
+    head_size: int | None = Field(
+        None, ge=1, description="Width of a head of an encoder_decoder; empty is width / heads."
+    )
+    feed_forward: int | None = Field(
+        None, ge=1, description="Width of the feed-forward layers; empty is 4 x width."
+    )
+    layers: int = Field(
+        4, ge=1, description="Transformer layers, of the encoder and of the decoder where there are both."
+    )
     dropout: float = Field(
         0.1, ge=0, lt=1, description="Dropout of embeddings, attention weights and each layer's parts."
     )
-    positions: int = Field(512, ge=2, description="Most tokens of a row.")
+    positions: int = Field(512, ge=2, description="Most tokens of a row of a decoder.")
 
 
 class SASRecSettings(SequenceSettings):

@@ -87,9 +87,11 @@ class TaskRows:
         tokenizer: The backbone's, identifier tokens included; needed for ``max_tokens`` alone.
         load: Reads the language model of ``texts.writer=lm:NAME``; default: transformers' Auto classes.
         evaluate: Whether only held-out rows are written, so that families need nothing to train on.
+        text_to_text: Whether they are for an encoder-decoder.
 
     Raises:
-        RecipeError: If a family is unknown or has held-out templates only, or a budget has no tokenizer or no room.
+        RecipeError: If a family is unknown or has held-out templates only, a budget has no tokenizer or no room, or the form
+            is none that an encoder-decoder reads.
         DataError: If the log has nothing that a family is drawn from.
         UnknownItemError: If the log has an item that the index lacks.
     """
@@ -103,6 +105,7 @@ class TaskRows:
         tokenizer: PreTrainedTokenizerBase | None = None,
         load: Load | None = None,
         evaluate: bool = False,
+        text_to_text: bool = False,
     ) -> None:
         self._load = load
         self.settings = settings or TaskSettings()
@@ -117,12 +120,14 @@ class TaskRows:
                     f"The family {family.name!r} has held-out templates only: it is for evaluation, and cannot be in "
                     "tasks.mixture."
                 )
-        self.asker = make_asker(self.settings, strict=False)
+        self.asker = make_asker(self.settings, strict=False, text_to_text=text_to_text)
         self.renderer: Renderer | None = None
         if (most := self.settings.max_tokens) is not None:
             if tokenizer is None:
                 raise RecipeError(f"tasks.max_tokens={most} needs the tokenizer whose tokens are counted.")
-            self.renderer = Renderer(tokenizer, index, self.asker, self.settings.max_history, most)
+            self.renderer = Renderer(
+                tokenizer, index, self.asker, self.settings.max_history, most, text_to_text
+            )
             asks = self.asker.form in BARE or any(each.asks_from_history for each in self.families.values())
             if most < (fewest := self.renderer.fewest_tokens if asks else index.num_levels + 2):
                 raise RecipeError(
@@ -521,6 +526,7 @@ def build_dataset(
     folder: str | Path | None = None,
     workers: int | None = None,
     load: Load | None = None,
+    text_to_text: bool = False,
 ) -> DatasetDict:
     """Returns the instruction data as ``datasets.DatasetDict`` with ``train`` and ``validation``.
 
@@ -541,15 +547,16 @@ def build_dataset(
             ``report.json``; None keeps them in memory.
         workers: Processes; default is ``settings.workers``.
         load: Reads the language model of ``tasks.texts.writer=lm:NAME``; default: transformers' Auto classes.
+        text_to_text: Whether they are for an encoder-decoder.
 
     Raises:
-        RecipeError: If a family is unknown or has held-out templates only, or a budget has no tokenizer or no room.
+        RecipeError: As ``TaskRows``.
         DataError: If the log lacks what a family is drawn from.
         MissingExtraError: If ``datasets`` is not installed.
         RunError: If the disk refuses.
     """
     require("datasets", "train")
-    rows = TaskRows(split, items, index, settings, tokenizer, load)
+    rows = TaskRows(split, items, index, settings, tokenizer, load, text_to_text=text_to_text)
     data = rows.dataset(folder, workers)
     if folder is not None:
         write_json(Path(folder) / REPORT, rows.report)
@@ -576,6 +583,7 @@ def stream_dataset(
     index: ItemIndex,
     settings: TaskSettings | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    text_to_text: bool = False,
 ) -> IterableDataset:
     """Returns the training rows of ``build_dataset``, in the same order, written as they are asked for.
 
@@ -583,7 +591,7 @@ def stream_dataset(
     the stretches of users and items that they are written in, and the rows within a buffer.
     """
     require("datasets", "train")
-    return TaskRows(split, items, index, settings, tokenizer).stream()
+    return TaskRows(split, items, index, settings, tokenizer, text_to_text=text_to_text).stream()
 
 
 def held_out_rows(
@@ -595,6 +603,7 @@ def held_out_rows(
     templates: str | Sequence[str] = "seen",
     on: Part = "valid",
     tokenizer: PreTrainedTokenizerBase | None = None,
+    text_to_text: bool = False,
 ) -> Dataset:
     """Returns rows of a family that ask for held-out interactions, each in every one of the given templates.
 
@@ -611,6 +620,7 @@ def held_out_rows(
         templates: ``"seen"``, ``"held_out"``, ``"all"``, or ids.
         on: ``"valid"`` or ``"test"``.
         tokenizer: As ``build_dataset``.
+        text_to_text: As ``build_dataset``.
 
     Raises:
         RecipeError: If the family or a template is unknown, or the family's samples are no interactions.
@@ -628,20 +638,27 @@ def held_out_rows(
         )
     found.select(templates)
     settings = settings.model_copy(update={"mixture": {family: 1.0}, "form": form})
-    rows = TaskRows(split, items, index, settings, tokenizer, evaluate=True)
+    rows = TaskRows(split, items, index, settings, tokenizer, evaluate=True, text_to_text=text_to_text)
     return arrow_dataset([rows.table(rows.held_out(family, templates, on))], rows.schema, None)
 
 
-def make_asker(settings: TaskSettings, strict: bool = True) -> Asker:
+def make_asker(settings: TaskSettings, strict: bool = True, text_to_text: bool = False) -> Asker:
     """Returns what asks for the next item in serving: the mixture's first way to ask from a history alone.
 
     Args:
         settings: Form and mixture.
         strict: Whether a mixture without such a way is an error; otherwise it is asked by the family ``next_item``.
+        text_to_text: Whether an encoder-decoder is asked.
 
     Raises:
-        RecipeError: If no family of the mixture asks for an identifier, given nothing but identifiers.
+        RecipeError: If no family of the mixture asks for an identifier, given nothing but identifiers, or the form is none that
+            an encoder-decoder reads.
     """
+    if text_to_text and settings.form in ("packed", MESSAGES):
+        raise RecipeError(
+            f"tasks.form={settings.form} is for decoders; this backbone is an encoder-decoder, whose encoder reads the history "
+            "and whose decoder writes the answer. Set tasks.form=windows (bare identifiers, as TIGER has them) or prompt."
+        )
     if "next_item" in settings.mixture and settings.form in BARE:
         return Asker(settings.form)
     form = "prompt" if settings.form in BARE else settings.form
@@ -658,9 +675,12 @@ def make_asker(settings: TaskSettings, strict: bool = True) -> Asker:
     return Asker(form)
 
 
-def make_renderer(tokenizer: PreTrainedTokenizerBase, index: ItemIndex, settings: TaskSettings) -> Renderer:
+def make_renderer(
+    tokenizer: PreTrainedTokenizerBase, index: ItemIndex, settings: TaskSettings, text_to_text: bool = False
+) -> Renderer:
     """Returns the renderer that serves what was trained with these settings; errors as ``make_asker``."""
-    return Renderer(tokenizer, index, make_asker(settings), settings.max_history, settings.max_tokens)
+    asker = make_asker(settings, text_to_text=text_to_text)
+    return Renderer(tokenizer, index, asker, settings.max_history, settings.max_tokens, text_to_text)
 
 
 class _Stream:

@@ -70,6 +70,8 @@ class Renderer:
         asker: What asks for the next item.
         max_history: Most items of a history that are written; the oldest are left out.
         max_tokens: Most tokens of a prompt and the code that answers it; None is no limit.
+        text_to_text: Whether prompt and answer are texts of their own, as an encoder-decoder reads and writes them: no start
+            token, since its decoder begins by itself and T5's encoder has none, and an end behind the prompt.
     """
 
     def __init__(
@@ -79,15 +81,17 @@ class Renderer:
         asker: Asker | str,
         max_history: int,
         max_tokens: int | None = None,
+        text_to_text: bool = False,
     ) -> None:
-        self.tokenizer, self.index = tokenizer, index
+        self.tokenizer, self.index, self.text_to_text = tokenizer, index, text_to_text
         self.asker = Asker(asker) if isinstance(asker, str) else asker
         self.max_history, self.max_tokens = max_history, max_tokens
         start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
         if start is None:
             raise DataError("The tokenizer has neither a start nor an end token; genrec needs one of them.")
-        self._start: int = start
         self._end: int | None = tokenizer.eos_token_id
+        self._before: list[int] = [] if text_to_text else [start]
+        self._after: list[int] = [self._end] if text_to_text and self._end is not None else []
         ids = cast(list[int], tokenizer.convert_tokens_to_ids(index.tokens))
         self.token_ids: dict[str, int] = dict(zip(index.tokens, ids, strict=True))
         self._level = dict(zip(ids, index.token_levels, strict=True))
@@ -99,7 +103,9 @@ class Renderer:
 
     def with_index(self, index: ItemIndex) -> Renderer:
         """Returns a renderer of the same form for a changed index."""
-        return Renderer(self.tokenizer, index, self.asker, self.max_history, self.max_tokens)
+        return Renderer(
+            self.tokenizer, index, self.asker, self.max_history, self.max_tokens, self.text_to_text
+        )
 
     def about(self) -> dict[str, Any]:
         """Returns what ``from_about`` makes the renderer of again, as plain data."""
@@ -109,6 +115,7 @@ class Renderer:
             "form": self.asker.form,
             "max_history": self.max_history,
             "max_tokens": self.max_tokens,
+            "text_to_text": self.text_to_text,
             "template": None if self.asker.form in BARE else texts,
         }
 
@@ -122,7 +129,8 @@ class Renderer:
             needs = (("history", "code"), ("target", "code"))
             template = Template(texts["id"], texts["prompt"], texts["completion"], False, needs, True)
         asker = Asker(about["form"], template)
-        return cls(tokenizer, index, asker, about["max_history"], about.get("max_tokens"))
+        text_to_text = about.get("text_to_text", False)
+        return cls(tokenizer, index, asker, about["max_history"], about.get("max_tokens"), text_to_text)
 
     def prompt(self, history: Sequence[ItemId]) -> Text:
         """Returns the prompt that asks for the item after a history, oldest first.
@@ -140,11 +148,11 @@ class Renderer:
         return self._asked(numbers, len(numbers))
 
     def prompt_ids(self, history: Sequence[ItemId]) -> list[int]:
-        """Returns the token ids of ``prompt``, start token first; errors as ``prompt``."""
+        """Returns the token ids of ``prompt``, start token first, or end token last; errors as ``prompt``."""
         return self._prompt_ids(self.prompt(history))
 
     def row_ids(self, prompt: Text, completion: Text) -> tuple[list[int], list[int]]:
-        """Returns ``(input_ids, labels)`` of a row: prompt ids, then completion ids.
+        """Returns ``(input_ids, labels)`` of a row: prompt ids, then completion ids, which a decoder may read apart.
 
         Labels are -100 on the prompt and the ids themselves on the completion. An answer that is text
         is closed by the end token; codes need none, since no code is the beginning of another. A chat is closed
@@ -162,14 +170,15 @@ class Renderer:
         texts: list[str] = []
         for prompt, completion in zip(prompts, completions, strict=True):
             if isinstance(prompt, str):
-                texts += [prompt, cast(str, completion)]
+                completion = cast(str, completion)
+                texts += [prompt, completion.lstrip() if self.text_to_text else completion]
             else:
                 texts += self._chat(prompt, completion)
         ids, rows = self._encode(texts), []
         for place, prompt in enumerate(prompts):
             before, after = ids[2 * place], ids[2 * place + 1]
             if isinstance(prompt, str):
-                before = [self._start, *before]
+                before = self._before + before + self._after
                 end = [] if self._end is None or (after and after[-1] in self._level) else [self._end]
                 rows.append((before + after + end, len(before)))
             else:
@@ -180,15 +189,6 @@ class Renderer:
                     )
                 rows.append((after, len(before)))
         return rows
-
-    def text_to_text_ids(self, prompt: str, completion: str) -> tuple[list[int], list[int]]:
-        """Returns ``(input_ids, labels)`` of a row for an encoder-decoder: prompt and completion, each with an end.
-
-        There is no start token: such a model's decoder begins by itself, and T5's encoder has none.
-        """
-        before, after = self._encode([prompt, completion.lstrip()])
-        end = [] if self._end is None else [self._end]
-        return before + end, after + end
 
     def whole_word_ids(self, input_ids: Sequence[int]) -> list[int]:
         """Returns the number of the word that each token belongs to, from 1, as P5 counts them.
@@ -238,7 +238,7 @@ class Renderer:
 
     def _prompt_ids(self, prompt: Text) -> list[int]:
         if isinstance(prompt, str):
-            return [self._start, *self._encode([prompt])[0]]
+            return self._before + self._encode([prompt])[0] + self._after
         return self._encode([self._chat(prompt, None)[0]])[0]
 
     def _number(self, item: ItemId) -> int:

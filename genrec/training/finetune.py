@@ -140,12 +140,14 @@ def finetune(
         lora_alpha=settings.lora_alpha,
         lora_dropout=settings.lora_dropout,
         data_sha256=data_sha256,
+        whole_words=model.whole_words,
     )
-    renderer = make_renderer(tokenizer, index, tasks)
+    renderer = make_renderer(tokenizer, index, tasks, recommender.is_encoder_decoder)
     targets = ItemTargets(index, recommender.first_id, settings.exclude_history, teachers)
     targets.check(tasks.max_history)
     tokens = run / CHECKPOINTS / f"tokens-{rank()}.arrow"
-    rows = TokenRows(tokenise(data["train"], renderer, tasks.workers, tokens), targets)
+    words = renderer.whole_word_ids if model.whole_words else None
+    rows = TokenRows(tokenise(data["train"], renderer, tasks.workers, tokens), targets, words)
     if longest and int(rows.lengths.max()) > longest:
         raise RecipeError(
             f"The longest row has {int(rows.lengths.max()):,} tokens; {backbone} reads at most {longest:,}. "
@@ -199,7 +201,7 @@ def finetune(
         model=recommender,
         args=arguments,
         train_dataset=rows,
-        data_collator=partial(collate, no_item=len(items)),
+        data_collator=partial(collate, no_item=len(items), decoder_start=recommender.decoder_start),
         optimizers=(optimizer, None),
         callbacks=[MarkComplete(), _progress_callback(transformers, rows.num_targets)],
     )

@@ -17,14 +17,19 @@ class ModelSettings(BaseModel):
     backbone: str = Field(
         "smollm2-135m-instruct",
         description="A Hub name (org/model), a folder, a .gguf file, a packaged model "
-        "(smollm2-135m-instruct), or new: a small decoder with random weights, trained from nothing "
-        "(needs train.adapter=full).",
+        "(smollm2-135m-instruct), or new: a small model with random weights, trained from nothing (needs "
+        "train.adapter=full). Decoders and encoder-decoders of T5's kind; the latter need tasks.form=windows or prompt.",
     )
     new: NewModelSettings = Field(
         default_factory=NewModelSettings, description="Size of the model that backbone=new makes."
     )
     layers: int | None = Field(
         None, ge=1, description="Keep only so many of the first transformer layers; null keeps all."
+    )
+    whole_words: bool = Field(
+        False,
+        description="Whether an encoder-decoder's encoder is told which tokens belong to one word or identifier, as P5's whole-word "
+        "embedding does: a table of 512 rows, added to the tokens' vectors and trained like identifier rows.",
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -37,13 +37,22 @@ class TokenRows(Dataset):
     Attributes:
         lengths: ``(rows,)`` tokens of each row.
         num_targets: Number of labels in all rows.
+
+    Args:
+        rows: From ``genrec.tasks.tokenise``.
+        targets: What is known of a row's items.
+        whole_words: Numbers the words of a prompt, ``Renderer.whole_word_ids``, for a model that is told them.
     """
 
-    def __init__(self, rows: Any, targets: ItemTargets) -> None:
-        """Takes the rows that ``genrec.tasks.tokenise`` returns."""
+    def __init__(
+        self,
+        rows: Any,
+        targets: ItemTargets,
+        whole_words: Callable[[Sequence[int]], list[int]] | None = None,
+    ) -> None:
         if not len(rows):
             raise DataError("There is no training row: every user has fewer interactions than a row needs.")
-        self._rows, self._targets = rows, targets
+        self._rows, self._targets, self._whole_words = rows, targets, whole_words
         self.lengths = pc.list_value_length(rows.data["input_ids"]).to_numpy()
         self.num_targets = int(self.lengths.sum(dtype=np.int64) - pc.sum(rows.data["prompt_tokens"]).as_py())
 
@@ -51,11 +60,14 @@ class TokenRows(Dataset):
         return len(self.lengths)
 
     def __getitem__(self, row: int) -> dict[str, list[int]]:
-        found = self._rows[row]
-        ids, length = found["input_ids"], found["prompt_tokens"]
+        stored = self._rows[row]
+        ids, length = stored["input_ids"], stored["prompt_tokens"]
         labels = [-100] * length + ids[length:]
         items, slots = self._targets.read_row(ids, labels)
-        return {"input_ids": ids, "labels": labels, "items": items, "slots": slots}
+        found = {"input_ids": ids, "labels": labels, "items": items, "slots": slots}
+        return (
+            found if self._whole_words is None else found | {"whole_words": self._whole_words(ids[:length])}
+        )
 
     @property
     def most_items(self) -> int:
@@ -73,23 +85,42 @@ class TokenRows(Dataset):
         return digest.hexdigest()
 
 
-def collate(rows: Sequence[dict[str, list[int]]], no_item: int) -> dict[str, torch.Tensor]:
+def collate(
+    rows: Sequence[dict[str, list[int]]], no_item: int, decoder_start: int | None = None
+) -> dict[str, torch.Tensor]:
     """Returns every column of the rows, ``(batch, longest)``, padded on the right, and ``attention_mask``.
+
+    For an encoder-decoder ``input_ids`` are the prompts; the answers are ``decoder_input_ids``, the start token first, and
+    ``labels`` and ``slots`` are theirs.
 
     Args:
         rows: From ``TokenRows``.
         no_item: What pads ``items``.
+        decoder_start: Token that an encoder-decoder's answers begin with; None is a decoder-only model.
     """
-    padding = {"input_ids": 0, "labels": -100, "items": no_item, "slots": -1}
+    if decoder_start is not None:
+        rows = [_parted(row, decoder_start) for row in rows]
+    padding = {"labels": -100, "items": no_item, "slots": -1}
     batch = {
         name: torch.nn.utils.rnn.pad_sequence(
-            [torch.tensor(row[name], dtype=torch.long) for row in rows], True, padding[name]
+            [torch.tensor(row[name], dtype=torch.long) for row in rows], True, padding.get(name, 0)
         )
         for name in rows[0]
     }
     lengths = torch.tensor([len(row["input_ids"]) for row in rows])
     batch["attention_mask"] = (torch.arange(int(lengths.max())) < lengths[:, None]).long()
     return batch
+
+
+def _parted(row: dict[str, list[int]], start: int) -> dict[str, list[int]]:
+    ids, labels = row["input_ids"], row["labels"]
+    length = next((place for place, label in enumerate(labels) if label != -100), len(labels))
+    return row | {
+        "input_ids": ids[:length],
+        "decoder_input_ids": [start, *ids[length:]],
+        "labels": [-100, *labels[length:]],
+        "slots": [-1, *row["slots"][length:]],
+    }
 
 
 class LengthGroupedSampler(Sampler[int]):

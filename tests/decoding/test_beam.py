@@ -23,18 +23,54 @@ EQUAL = {f"i{n}": (f"<a_{n % 5}>", f"<b_{n // 5}>") for n in range(13)}
 FLAT = {f"i{n}": (f"<a_{n}>",) for n in range(9)}
 
 
-def decoder_for(backbone, codes, form="packed", shared=False):
+def decoder_for(backbone, codes, form="packed", shared=False, whole_words=False):
     index = ItemIndex("mine", codes, shared=shared)
     lm, tokenizer = load_backbone(backbone, dtype="float32")
     rows = torch.randn(len(index.tokens), 64, generator=torch.Generator().manual_seed(2)) * 0.5
-    model = RecommenderModel.create(lm, tokenizer, index, rows, name=backbone, layers=None)
-    return ConstrainedDecoder(model.eval(), Renderer(tokenizer, index, form, 20))
+    model = RecommenderModel.create(
+        lm, tokenizer, index, rows, name=backbone, layers=None, whole_words=whole_words
+    )
+    if whole_words:
+        with torch.no_grad():
+            model.whole_words.normal_(generator=torch.Generator().manual_seed(3))
+    return ConstrainedDecoder(
+        model.eval(), Renderer(tokenizer, index, form, 20, text_to_text=model.is_encoder_decoder)
+    )
 
 
-@pytest.fixture(scope="module", params=["unequal", "equal", "flat", "prompt"])
-def decoder(request, tiny_backbone):
-    codes = {"unequal": UNEQUAL, "equal": EQUAL, "flat": FLAT, "prompt": EQUAL}[request.param]
-    return decoder_for(tiny_backbone, codes, "prompt" if request.param == "prompt" else "packed")
+# codes, form, and whether an encoder-decoder reads them, told of whole words
+KINDS = {
+    "unequal": (UNEQUAL, "packed", False, False),
+    "equal": (EQUAL, "packed", False, False),
+    "flat": (FLAT, "packed", False, False),
+    "prompt": (EQUAL, "prompt", False, False),
+    "t5 unequal": (UNEQUAL, "windows", True, False),
+    "t5 prompt": (EQUAL, "prompt", True, True),
+}
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def decoder(request, tiny_backbone, tiny_t5):
+    codes, form, t5, whole_words = KINDS[request.param]
+    return decoder_for(tiny_t5 if t5 else tiny_backbone, codes, form, whole_words=whole_words)
+
+
+def last_state(decoder, prompt, code):
+    """What the next token is predicted from, of one row without padding or cache."""
+    model = decoder.model
+    if not model.is_encoder_decoder:
+        ids = torch.tensor([[*prompt, *code]])
+        return model.states(ids, torch.ones_like(ids))[0, -1]
+    # T5's own forward, whose output layer's input is read.
+    seen = {}
+    head = model.backbone.get_output_embeddings()
+    hook = head.register_forward_pre_hook(lambda _, inputs: seen.update(state=inputs[0]))
+    vectors = model.backbone.get_input_embeddings()(torch.tensor([prompt]))
+    if model.whole_words is not None:
+        vectors = vectors + model.whole_words[torch.tensor([decoder.renderer.whole_word_ids(prompt)])]
+    model.backbone(inputs_embeds=vectors, decoder_input_ids=torch.tensor([[model.decoder_start, *code]]))
+    hook.remove()
+    return seen["state"][0, -1]
 
 
 @torch.no_grad()
@@ -45,16 +81,15 @@ def brute_force(decoder, history, out):
         if item in out:
             continue
         prompt = decoder.renderer.prompt_ids(history)
-        total = 0.0
+        total, written = 0.0, []
         for level, token in enumerate(code):
-            ids = torch.tensor([prompt])
-            hidden = decoder.model.hidden(ids, use_cache=False).last_hidden_state[0, -1]
+            hidden = last_state(decoder, prompt, written)
             tokens = decoder.index.tokens
             column = tokens.index(token)
             below = [{i for i, c in codes.items() if c[: level + 1] == (*code[:level], t)} for t in tokens]
             gone = torch.tensor([bool(items) and items <= out for items in below])
             total += float(decoder.model.level_log_probs(hidden, level, gone)[column])
-            prompt = [*prompt, decoder.model.first_id + column]
+            written.append(decoder.model.first_id + column)
         scores[item] = total
     return scores
 

@@ -10,9 +10,14 @@ from genrec.models.recommender_model import RecommenderModel
 from genrec.models.vocabulary import extend_vocabulary, initial_rows, new_rows
 
 
-@pytest.fixture(params=["tied", "untied"])
-def backbone(request, tiny_backbone, untied_backbone):
-    return tiny_backbone if request.param == "tied" else untied_backbone
+@pytest.fixture(params=["tied", "untied", "encoder-decoder"])
+def backbone(request, tiny_backbone, untied_backbone, tiny_t5):
+    return {"tied": tiny_backbone, "untied": untied_backbone, "encoder-decoder": tiny_t5}[request.param]
+
+
+def answers(backbone, ids):
+    """What an encoder-decoder's decoder reads, beside its prompt."""
+    return {"decoder_input_ids": ids} if backbone.config.is_encoder_decoder else {}
 
 
 def test_the_extended_model_is_the_resized_model(backbone):
@@ -29,7 +34,8 @@ def test_the_extended_model_is_the_resized_model(backbone):
         theirs.get_output_embeddings().weight[old:] = rows
     ids = torch.tensor([tokenizer("<a_1>red lamp<b_0><a_0>")["input_ids"]])
     assert (ids >= old).sum() == 3
-    torch.testing.assert_close(ours(input_ids=ids).logits, theirs(input_ids=ids).logits)
+    inputs = {"input_ids": ids} | answers(ours, torch.tensor([[0, old + 1, old + 2]]))
+    torch.testing.assert_close(ours.eval()(**inputs).logits, theirs.eval()(**inputs).logits)
     assert ours.config.vocab_size == old + 3
 
 
@@ -114,8 +120,9 @@ def test_saved_and_loaded_it_scores_the_same(backbone, adapter, log, items, tmp_
     model.eval()
     for one, two in zip(model.trained_state().values(), again.trained_state().values(), strict=True):
         assert torch.equal(one, two)
+    inputs = {"input_ids": ids} | answers(model.backbone, ids)
     with torch.no_grad():
-        assert torch.equal(model.backbone(input_ids=ids).logits, again.backbone(input_ids=ids).logits)
+        assert torch.equal(model.backbone(**inputs).logits, again.backbone(**inputs).logits)
 
 
 def test_an_adapter_holds_no_frozen_weight(backbone, log, items, tmp_path):
@@ -132,7 +139,7 @@ def test_old_rows_are_bit_identical_after_a_step(backbone, log, items):
     before = model.backbone.get_input_embeddings().base.weight.clone()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.1)
     ids = torch.tensor([[0, model.first_id, 5, model.first_id + 9]])
-    model(ids, torch.ones_like(ids), ids)["loss"].backward()
+    model(ids, torch.ones_like(ids), ids, **answers(model.backbone, ids))["loss"].backward()
     optimizer.step()
     assert torch.equal(model.backbone.get_input_embeddings().base.weight, before)
     assert all(row.grad.abs().sum() > 0 for row in new_rows(model.backbone).values())
@@ -146,7 +153,8 @@ def test_the_loss_is_cross_entropy_over_the_level_and_over_all_words_for_text(ba
     ids = torch.tensor([[0, a, b, 7, 9], [0, 8, a, 0, 0]])
     labels = torch.tensor([[-100, a, b, 7, -100], [-100, -100, a, -100, -100]])
     mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
-    logits = model.backbone(input_ids=ids, attention_mask=mask).logits
+    inputs = answers(model.backbone, ids)
+    logits = model.backbone(input_ids=ids, attention_mask=mask, **inputs).logits
     expected = []
     for row, position in ((0, 1), (0, 2), (0, 3), (1, 2)):
         scores, target = logits[row, position - 1], int(labels[row, position])
@@ -155,9 +163,9 @@ def test_the_loss_is_cross_entropy_over_the_level_and_over_all_words_for_text(ba
             expected.append(scores[same].logsumexp(0) - scores[target])
         else:
             expected.append(scores.logsumexp(0) - scores[target])
-    loss = model(ids, mask, labels)["loss"]
+    loss = model(ids, mask, labels, **inputs)["loss"]
     torch.testing.assert_close(loss, torch.stack(expected).mean())
-    torch.testing.assert_close(model(ids, mask, labels, num_items_in_batch=8)["loss"], loss / 2)
+    torch.testing.assert_close(model(ids, mask, labels, num_items_in_batch=8, **inputs)["loss"], loss / 2)
 
 
 def test_another_index_is_refused(tiny_backbone, log, items, tmp_path):

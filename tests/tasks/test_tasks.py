@@ -384,13 +384,21 @@ def test_chats_that_cannot_be_masked_are_refused(extended, log, items, tiny_back
         Renderer(plain, index, "messages", 5).row_ids(*chat)
 
 
-def test_text_to_text_ids_are_prompt_and_answer_each_with_an_end(extended, log, items):
+def test_text_to_text_is_a_prompt_with_an_end_and_an_answer(extended, log, items):
     index = made(log, items)[2]
-    renderer, code = Renderer(extended, index, "prompt", 5), "".join(index.code("i3"))
-    ids, labels = renderer.text_to_text_ids(f"After {code} comes", code)
-    assert extended.decode(ids) == f"After {code} comes</s>"
-    assert extended.decode(labels) == f"{code}</s>"
-    assert renderer.text_to_text_ids("Title:", " red lamp")[1] == extended("red lamp</s>")["input_ids"]
+    renderer = Renderer(extended, index, "prompt", 5, text_to_text=True)
+    code = "".join(index.code("i3"))
+
+    def parts(prompt, completion):
+        ids, labels = renderer.row_ids(prompt, completion)
+        length = labels.count(-100)
+        assert labels == [-100] * length + ids[length:]
+        return extended.decode(ids[:length]), ids[length:]
+
+    prompt, answer = parts(f"After {code} comes", code)
+    assert prompt == f"After {code} comes</s>"
+    assert extended.decode(answer) == code  # no code is the beginning of another
+    assert parts("Title:", " red lamp") == ("Title:</s>", extended("red lamp</s>")["input_ids"])
 
 
 def test_whole_words_are_identifiers_and_what_spaces_tell_apart(extended, log, items):
@@ -419,9 +427,11 @@ def test_whole_words_follow_sentencepieces_mark(log, items):
         tokenizer_object=backend, eos_token="</s>", pad_token="<pad>", unk_token="<unk>"
     )
     add_identifier_tokens(tokenizer, index.tokens)
-    renderer, code = Renderer(tokenizer, index, "prompt", 5), "".join(index.code("i1"))
+    renderer = Renderer(tokenizer, index, "prompt", 5, text_to_text=True)
+    code = "".join(index.code("i1"))
     text = f"red lamp, {code}{code} lamp"
-    ids, _ = renderer.text_to_text_ids(text, "red")
+    ids, labels = renderer.row_ids(text, "red")
+    ids = ids[: labels.count(-100)]
     assert ids[:-1] == tokenizer(text, add_special_tokens=False)["input_ids"]
     shown = list(zip(tokenizer.convert_ids_to_tokens(ids), renderer.whole_word_ids([*ids, 0]), strict=False))
     assert [word for piece, word in shown if piece in ("▁red", "▁la", "mp", ",")] == [1, 2, 2, 2, 6, 6]

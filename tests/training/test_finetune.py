@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from genrec.core.errors import RecipeError, RunError
+from genrec.core.errors import ModelError, RecipeError, RunError
 from genrec.data_prep import leave_one_out
 from genrec.evaluation import ranking_metrics
 from genrec.indexing import IndexSettings, build_index
@@ -50,6 +50,7 @@ def tuned(
     form="packed",
     names=("next_item",),
     max_history=50,
+    model=None,
     **changes,
 ):
     split = leave_one_out(log)
@@ -57,7 +58,7 @@ def tuned(
     tasks = TaskSettings(form=form, mixture=names, max_history=max_history)
     data = build_dataset(split, items, index, tasks)
     settings = TrainSettings(**{**FAST, **changes})
-    model = ModelSettings(dtype="float32")  # the same arithmetic on every machine
+    model = ModelSettings(dtype="float32", **(model or {}))  # the same arithmetic on every machine
     return finetune(backbone, data, index, items, split, run_dir, tasks=tasks, model=model, settings=settings)
 
 
@@ -105,6 +106,73 @@ def test_a_model_made_from_nothing_learns_it_and_comes_back_the_same(method, epo
     run = tuned("new", log, items, tmp_path / "run", method, adapter="full", epochs=epochs)
     assert hit_rate(run, log) > 0.9
     assert not (run / "model" / "adapter_model.safetensors").exists()
+
+
+TIGER = {"kind": "encoder_decoder", "width": 32, "heads": 2, "head_size": 16, "feed_forward": 64, "layers": 1}
+
+
+@pytest.mark.parametrize("whole_words", [False, True])
+def test_an_encoder_decoder_learns_it_by_lora(whole_words, tiny_t5, log, items, tmp_path):
+    run = tuned(
+        tiny_t5,
+        log,
+        items,
+        tmp_path / "run",
+        "rq_kmeans",
+        form="windows",
+        epochs=8,
+        max_history=4,
+        model={"whole_words": whole_words},
+        rows_learning_rate=3e-2,
+    )
+    assert hit_rate(run, log) > 0.9
+    recommender, _, index, _ = load_trained(run)
+    assert (recommender.whole_words is not None) == whole_words
+    if whole_words:
+        # A word is an identifier of two tokens; there are four at most, and 0 is the end.
+        used = recommender.whole_words.detach().abs().sum(1) > 0
+        assert used.nonzero().flatten().tolist() == [0, 1, 2, 3, 4]
+    assert index.num_levels == 2
+
+
+def test_an_encoder_decoder_made_from_nothing_learns_it(log, items, tmp_path):
+    run = tuned(
+        "new",
+        log,
+        items,
+        tmp_path / "run",
+        "rq_kmeans",
+        form="windows",
+        epochs=12,
+        max_history=4,
+        adapter="full",
+        model={"new": {**TIGER, "dropout": 0.0}, "rows_start": "random"},
+    )
+    assert hit_rate(run, log) > 0.9
+    assert load_trained(run)[0].backbone.config.d_kv == 16
+
+
+def test_an_encoder_decoder_reads_prompts_and_writes_texts(tiny_t5, log, items, tmp_path):
+    names = ("next_item", "item_to_text")
+    run = tuned(tiny_t5, log, items, tmp_path / "run", form="prompt", names=names, epochs=0.05)
+    recommender, renderer, _, _ = load_trained(run)
+    ids, labels = renderer.row_ids("Which item?", " red lamp")
+    prompt = renderer.tokenizer.decode([i for i, label in zip(ids, labels, strict=True) if label == -100])
+    assert prompt == "Which item?</s>"
+    assert renderer.tokenizer.decode([label for label in labels if label != -100]) == "red lamp</s>"
+    assert recommender.decoder_start == renderer.tokenizer.pad_token_id
+    assert renderer.prompt_ids(["i1"])[-1] == renderer.tokenizer.eos_token_id
+
+
+@pytest.mark.parametrize("form", ["packed", "messages"])
+def test_a_form_that_an_encoder_decoder_does_not_read_is_refused(form, tiny_t5, log, items, tmp_path):
+    with pytest.raises(RecipeError, match=rf"tasks\.form={form} is for decoders.*Set tasks\.form=windows"):
+        tuned(tiny_t5, log, items, tmp_path / "run", form=form)
+
+
+def test_whole_words_without_an_encoder_are_refused(tiny_backbone, log, items, tmp_path):
+    with pytest.raises(ModelError, match=r"model\.whole_words=true needs an encoder-decoder"):
+        tuned(tiny_backbone, log, items, tmp_path / "run", model={"whole_words": True})
 
 
 @pytest.mark.parametrize(
