@@ -13,7 +13,7 @@ import pyarrow.parquet as pa_parquet
 
 from genrec.core.errors import DataError, UnknownItemError, nearest
 from genrec.core.files import atomic_path
-from genrec.data_prep.engine import Engine, Scan, memory_engine, scan_table
+from genrec.data_prep.engine import Engine, Scan, in_memory, scan_table
 from genrec.data_prep.log import InteractionLog, ItemId
 from genrec.data_prep.sources import table_file
 from genrec.data_prep.tables import OnBadRows, check_items
@@ -64,9 +64,9 @@ class ItemCatalog:
         Raises:
             DataError: If ``item_id`` is missing as a column or in a row, or an item has two rows.
         """
-        engine = memory_engine()
-        scan = engine.scan(table_file(path))
-        return cls._checked(engine, scan, columns, on_bad_rows, quarantine)
+        with in_memory() as engine:
+            scan = engine.scan(table_file(path))
+            return cls._checked(engine, scan, columns, on_bad_rows, quarantine)
 
     @classmethod
     def from_table(
@@ -78,8 +78,9 @@ class ItemCatalog:
         source: str = "the catalogue",
     ) -> ItemCatalog:
         """Returns the catalogue held in an Arrow table; errors as in ``read``."""
-        engine = memory_engine()
-        return cls._checked(engine, scan_table(engine, table, source), columns, on_bad_rows, quarantine)
+        with in_memory() as engine:
+            scan = scan_table(engine, table, source)
+            return cls._checked(engine, scan, columns, on_bad_rows, quarantine)
 
     @classmethod
     def _checked(

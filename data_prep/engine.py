@@ -135,9 +135,6 @@ class Scan:
     source: Source
     rejects: list[Reject] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
-        self.stored = self.table  # what the engine holds, however the table is shaped later
-
     @property
     def columns(self) -> list[str]:
         """Names of the source's own columns."""
@@ -243,6 +240,13 @@ def path_is_atomic(path: Path) -> bool:
     return path.suffix in (".inter", ".item", ".user")
 
 
+def _check_file(file: Path) -> None:
+    if not file.exists():
+        raise DataError(f"{file} does not exist. Give the path of a .csv, .tsv, .jsonl or .parquet file.")
+    if file.is_file() and file.stat().st_size == 0:
+        raise DataError(f"{file} is empty. A table needs a header and at least one row.")
+
+
 class Engine:
     """Runs Ibis expressions; made by ``open_engine``, closed by leaving a ``with`` block.
 
@@ -258,6 +262,7 @@ class Engine:
     def __init__(self, scratch: Path | None) -> None:
         self.scratch = scratch
         self._count = 0
+        self._stored: set[str] = set()
 
     def __enter__(self) -> Engine:
         return self
@@ -269,7 +274,20 @@ class Engine:
 
     def _name(self) -> str:
         self._count += 1
-        return f"step_{self._count}"
+        name = f"step_{self._count}"
+        self._stored.add(name)
+        return name
+
+    @contextmanager
+    def freeing(self) -> Iterator[None]:
+        """Frees what is stored within the block and not dropped there, however the block ends."""
+        before = set(self._stored)
+        try:
+            yield
+        finally:
+            for name in self._stored - before:
+                self.con.raw_sql(f"DROP TABLE IF EXISTS {name}")
+            self._stored &= before
 
     @contextmanager
     def _read_from(self, file: Path, source: Source) -> Iterator[tuple[Path, list[Reject]]]:
@@ -290,6 +308,7 @@ class Engine:
     def drop(self, table: ibis.Table) -> None:
         """Frees a table that ``keep`` returned."""
         self.con.raw_sql(f"DROP TABLE {table.get_name()}")
+        self._stored.discard(table.get_name())
 
     def sql(self, expression: ibis.Table) -> str:
         """Returns an expression in the engine's own words."""
@@ -360,12 +379,7 @@ class DuckDBEngine(Engine):
 
         name, rejects = self._name(), []
         for number, file in enumerate(source.files):
-            if not file.is_file():
-                raise DataError(
-                    f"{file} does not exist. Give the path of a .csv, .tsv, .jsonl or .parquet file."
-                )
-            if file.stat().st_size == 0:
-                raise DataError(f"{file} is empty. A table needs a header and at least one row.")
+            _check_file(file)
             begin = f"CREATE TABLE {name} AS" if not number else f"INSERT INTO {name} BY NAME"
             try:
                 with self._read_from(file, source) as (readable, found):
@@ -546,6 +560,7 @@ class SparkEngine(Engine):
         parts, rejects = [], []
         with ExitStack() as open_until_kept:  # Spark reads files when a table is kept, not before
             for number, file in enumerate(source.files):
+                _check_file(file)
                 readable, found = open_until_kept.enter_context(self._read_from(file, source))
                 if source.format == "parquet":
                     part = self.session.read.parquet(str(file))
@@ -642,6 +657,7 @@ class SparkEngine(Engine):
     def drop(self, table: ibis.Table) -> None:
         """As ``Engine.drop``."""
         self.session.sql(f"DROP TABLE {table.get_name()}")
+        self._stored.discard(table.get_name())
 
     def close(self) -> None:
         """As ``Engine.close``."""
@@ -663,6 +679,14 @@ def open_engine(settings: EngineSettings, scratch: Path) -> Engine:
 def memory_engine() -> DuckDBEngine:
     """Returns the engine of small tables: one DuckDB for the whole process, in memory."""
     return DuckDBEngine(EngineSettings(), None)
+
+
+@contextmanager
+def in_memory() -> Iterator[DuckDBEngine]:
+    """Gives the engine of small tables, and frees afterwards what was stored in it."""
+    engine = memory_engine()
+    with engine.freeing():
+        yield engine
 
 
 def scan_table(engine: DuckDBEngine, table: pa.Table, name: str) -> Scan:

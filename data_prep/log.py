@@ -13,7 +13,7 @@ import pyarrow.parquet as pa_parquet
 
 from genrec.core.errors import DataError
 from genrec.core.files import atomic_path
-from genrec.data_prep.engine import Engine, Scan, memory_engine, scan_table
+from genrec.data_prep.engine import Engine, Scan, in_memory, scan_table
 from genrec.data_prep.rules import core_round, run_in_memory
 from genrec.data_prep.sources import table_file
 from genrec.data_prep.tables import TIME_KEY, OnBadRows, TimeKind, check_log
@@ -69,8 +69,9 @@ class InteractionLog:
         Raises:
             DataError: If the file is missing, or as ``check_log``.
         """
-        engine = memory_engine()
-        return cls._checked(engine, engine.scan(table_file(path)), columns, on_bad_rows, quarantine, time)
+        with in_memory() as engine:
+            scan = engine.scan(table_file(path))
+            return cls._checked(engine, scan, columns, on_bad_rows, quarantine, time)
 
     @classmethod
     def from_table(
@@ -83,8 +84,9 @@ class InteractionLog:
         source: str = "the log",
     ) -> InteractionLog:
         """Returns the log held in an Arrow table; arguments and errors as in ``read``."""
-        engine = memory_engine()
-        return cls._checked(engine, scan_table(engine, table, source), columns, on_bad_rows, quarantine, time)
+        with in_memory() as engine:
+            scan = scan_table(engine, table, source)
+            return cls._checked(engine, scan, columns, on_bad_rows, quarantine, time)
 
     @classmethod
     def _checked(

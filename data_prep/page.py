@@ -160,8 +160,11 @@ class _Figures:
         self.coverage = [
             (name, "item", n, n / self.kept["items"], r["cleaned"].get(name, 0))
             for name, n in r["text_coverage"].items()
-        ] + [(name, "interaction", n, n / size, 0) for name, n in r["log_coverage"].items()]
-        self.cleaned = any(r["cleaned"].values())
+        ] + [
+            (name, "interaction", n, n / size, r["log_cleaned"].get(name, 0))
+            for name, n in r["log_coverage"].items()
+        ]
+        self.cleaned = any([*r["cleaned"].values(), *r["log_cleaned"].values()])
         self.asked = self._asked()
         self.popular = self._popular()
         self.ties = self._ties()

@@ -21,7 +21,7 @@ from genrec.core.files import hash_file, write_json
 from genrec.core.progress import say
 from genrec.data_prep import rules
 from genrec.data_prep.catalog import ItemCatalog, with_lists
-from genrec.data_prep.engine import Engine, Scan, memory_engine, open_engine
+from genrec.data_prep.engine import Engine, Scan, in_memory, open_engine
 from genrec.data_prep.log import InteractionLog
 from genrec.data_prep.manifest import MANIFEST, hash_path
 from genrec.data_prep.settings import DataSettings
@@ -139,6 +139,7 @@ class _Work:
         log = table.inner_join(self.users, "user_id").inner_join(self.items, "item_id")
         self.log = engine.keep(log.select("user", "item", "timestamp", "row", **rating))
         self.steps: list[dict[str, Any]] = []
+        self.log_cleaned: dict[str, int] = {}
         self._count("read")
 
     def _numbered(self, name: str) -> ibis.Table:
@@ -215,11 +216,15 @@ class _Work:
         else:
             named = self._named(rule(log, *arguments))
         named = rules.placed(named)
-        extra = [name for name in self.checked.table.columns if name not in KNOWN]
+        source = self.checked.table
+        extra = [name for name in source.columns if name not in KNOWN]
         rating = ["rating"] if "rating" in log.columns else []
         if extra:
-            texts = self.checked.table.select("row", **{n: self._clean(self.checked.table[n]) for n in extra})
-            named = named.inner_join(texts, "row")
+            kept = source.semi_join(log, "row")
+            self.log_cleaned = self.cleaned_texts(
+                kept, [name for name in extra if source[name].type().is_string()]
+            )
+            named = named.inner_join(kept.select("row", **{n: self.clean(kept[n]) for n in extra}), "row")
         order = ["user", "place"]
         columns = ["user_id", "item_id", "timestamp", *rating, *extra, "part"]
         self.log = self.engine.keep(named.select(*columns, *order, "item", "row"))
@@ -230,7 +235,17 @@ class _Work:
         check_parts(self.parts, sum(self.parts.values()), self.settings.split)
         self.engine.write(self.log.select(*columns, *order), path, order, {TIME_KEY: self.checked.unit})
 
-    def _clean(self, column: Any) -> Any:
+    def cleaned_texts(self, table: ibis.Table, texts: list[str]) -> dict[str, int]:
+        """Returns how many texts of each column cleaning changes, where any is and it is asked for."""
+        if not texts or not self.settings.clean_text:
+            return {}
+        differ = {
+            name: (table[name].strip().nullif("") != rules.cleaned(table[name])).sum() for name in texts
+        }
+        return {name: count for name, count in self.engine.one(table.agg(**differ)).items() if count}
+
+    def clean(self, column: Any) -> Any:
+        """Returns a column as it is written: its texts cleaned, where that is asked for."""
         return rules.cleaned(column) if self.settings.clean_text and column.type().is_string() else column
 
     def about(self) -> dict[str, Any]:
@@ -266,6 +281,7 @@ class _Work:
             "lengths": _curve(self.engine, users),
             "popularity": _curve(self.engine, items),
             "log_coverage": self._columns(),
+            "log_cleaned": self.log_cleaned,
         }
         if self.checked.time not in ("number", "row"):
             text["over_time"] = self._over_time(*text["span"])
@@ -390,13 +406,8 @@ def _items(work: _Work, reading: Reading, quarantine: Path) -> tuple[ItemCatalog
                 "to the catalogue (a title may be empty)."
             )
         kept = table.semi_join(left, "item_id").order_by("row").drop("row")
-        cleaned = {}
-        if s.clean_text and texts:
-            differ = {
-                name: (kept[name].strip().nullif("") != rules.cleaned(kept[name])).sum() for name in texts
-            }
-            cleaned = {name: count for name, count in engine.one(kept.agg(**differ)).items() if count}
-            kept = kept.mutate(**{name: rules.cleaned(kept[name]) for name in texts})
+        cleaned = work.cleaned_texts(kept, texts)
+        kept = kept.mutate(**{name: work.clean(kept[name]) for name in texts})
         fetched = engine.fetch(kept)
         if unknown:
             untitled = pa.table({"item_id": pa.array(unknown, fetched.schema.field("item_id").type)})
@@ -499,8 +510,7 @@ def load_dataset(
     Raises:
         DataError: As ``prepare``.
     """
-    engine = memory_engine()
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, in_memory() as engine:
         reading = find_reading(source, Path(scratch), items=items)
         scan = _scan(engine, reading.log, reading.shape_log)
         kind = time if time != "auto" else reading.time

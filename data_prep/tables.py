@@ -40,14 +40,12 @@ class Checked:
         num_bad: Rows that were put aside.
         time: How times were read; for a catalogue ``row``.
         engine: Where the rows are.
-        stored: The tables that the engine holds for them.
     """
 
     table: ibis.Table
     num_bad: int
     time: TimeKind
     engine: Engine
-    stored: tuple[ibis.Table, ...]
 
     @property
     def unit(self) -> str:
@@ -55,11 +53,8 @@ class Checked:
         return "number" if self.time in ("number", "row") else "s"
 
     def take(self) -> pa.Table:
-        """Returns the rows in the order of the source, and frees what the engine held for them."""
-        table = self.engine.fetch(self.table.order_by("row").drop("row"))
-        for each in self.stored:
-            self.engine.drop(each)
-        return table
+        """Returns the rows in the order of the source."""
+        return self.engine.fetch(self.table.order_by("row").drop("row"))
 
 
 def read_table(path: str | Path) -> pa.Table:
@@ -357,7 +352,7 @@ def _settled(
     num_rows_bad = engine.one(table.agg(size=table._bad.sum()))["size"] or 0
     num_bad = num_rows_bad + len(scan.rejects)
     if not num_bad:
-        return Checked(kept, 0, time, engine, (table, scan.stored))
+        return Checked(kept, 0, time, engine)
     limit = None if on_bad_rows == "quarantine" and quarantine is not None else SHOWN
     said = ibis.cases((problems[0][0], problems[0][1] + "; "), else_="")
     for condition, reason in problems[1:]:
@@ -379,7 +374,7 @@ def _settled(
                 sink.write(json.dumps(entry, ensure_ascii=False, default=str) + "\n")
     if engine.one(kept.agg(size=kept.count()))["size"] == 0:
         raise DataError(f"{source}: every row is bad, nothing is left.\n{shown}{more}")
-    return Checked(kept, num_bad, time, engine, (table, scan.stored))
+    return Checked(kept, num_bad, time, engine)
 
 
 def _entries(engine: Engine, scan: Scan, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -30,6 +30,16 @@ def test_a_log_read_knows_its_times_and_leaves_nothing_in_the_engine(tmp_path):
     assert memory_engine().con.raw_sql("SHOW TABLES").fetchall() == before
 
 
+def test_what_cannot_be_read_leaves_nothing_in_the_engine_either(tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_text("user_id,item_id,timestamp\nu,,1400000000\n")
+    before = memory_engine().con.raw_sql("SHOW TABLES").fetchall()
+    for read in (load_dataset, InteractionLog.read):
+        with pytest.raises(DataError, match="item_id: is missing"):
+            read(str(path))
+    assert memory_engine().con.raw_sql("SHOW TABLES").fetchall() == before
+
+
 def test_an_unknown_source_names_the_nearest_set():
     with pytest.raises(DataError, match="Did you mean 'movielens-100k'"):
         load_dataset("movielens100k")

@@ -111,6 +111,7 @@ def test_texts_are_cleaned_and_what_was_changed_is_counted(tmp_path):
     items = ItemCatalog.load(tmp_path / "out" / "items.parquet")
     assert [items.title(item) for item in "abc"] == ["Red lamp", "Blue & old", "Item c"]
     assert report["cleaned"] == {"title": 2}
+    assert report["log_cleaned"] == {"review": LOG.count("&amp;")}
     assert (report["num_catalogue_rows"], len(items), report["num_untitled_items"]) == (6, 5, 1)
     assert report["text_coverage"] == {"title": 4, "description": 3}
     assert pq.read_table(tmp_path / "out" / "interactions.parquet")["review"][0].as_py() == "r0 & more"

@@ -71,6 +71,7 @@ def report(**changes):
         "num_items_with_shared_title": 7,
         "text_coverage": {"title": 196, "brand": 50},
         "cleaned": {"title": 33},
+        "log_cleaned": {},
         "split": "leave-one-out",
         "log_sha256": "0a1b2c",
         "split_sha256": "3d4e5f",

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from genrec.core.errors import DataError
 from genrec.data_prep import load_dataset
-from genrec.data_prep.engine import EngineSettings, open_engine, parse_literal
+from genrec.data_prep.engine import EngineSettings, Source, open_engine, parse_literal
 from genrec.data_prep.prepare import prepare
 from genrec.data_prep.readers import FORMATS, GENRES, format_table
 from genrec.data_prep.settings import DataSettings
@@ -581,6 +581,9 @@ def test_every_format_is_read_on_spark_as_on_duckdb(tmp_path):
                     tables.append(by_row(engine.fetch(table.drop("_row"))))
                     assert not scan.rejects
                 assert tables[0] == tables[1], name
+        for engine in (spark, duckdb):
+            with pytest.raises(DataError, match=r"gone\.csv does not exist\. Give the path"):
+                engine.scan(Source((tmp_path / "gone.csv",), "csv"))
 
 
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"the development data sets are not at {DATA}")

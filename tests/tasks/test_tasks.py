@@ -372,6 +372,31 @@ def test_messages_are_written_by_the_tokenizers_own_template(extended, log, item
     )
 
 
+@pytest.mark.model
+@pytest.mark.parametrize("form", ["packed", "windows", "prompt", "messages"])
+def test_trls_trainer_learns_from_the_rows_as_they_are(form, extended, log, items, tiny_backbone, tmp_path):
+    """Its labels are ours; it closes every answer but a chat's with an end token, and adds no start token."""
+    from genrec.models.backbone import load_backbone
+    from trl import SFTConfig, SFTTrainer
+
+    _, index, data = built(log, items, mixture=["next_item", "item_to_text"], form=form)
+    rows = data["train"].select_columns(["prompt", "completion"])
+    model, _ = load_backbone(tiny_backbone, dtype="float32")
+    model.resize_token_embeddings(len(extended), mean_resizing=False)
+    options = {"max_steps": 2, "per_device_train_batch_size": 4, "use_cpu": True, "bf16": False}
+    settings = SFTConfig(output_dir=str(tmp_path), report_to="none", disable_tqdm=True, **options)
+    trainer = SFTTrainer(model, settings, train_dataset=rows, processing_class=extended)
+    assert trainer.train().training_loss > 0
+    renderer = make_renderer(extended, index, TaskSettings(form=form))
+    start, end = [extended.bos_token_id], [extended.eos_token_id]
+    for theirs, row in list(zip(trainer.train_dataset, data["train"], strict=True))[::97]:
+        ids, labels = renderer.row_ids(row["prompt"], row["completion"])
+        closing = [] if form == "messages" or ids[-1:] == end else end
+        first = 0 if form == "messages" else len(start)
+        assert theirs["input_ids"] == ids[first:] + closing
+        assert theirs["labels"] == labels[first:] + closing
+
+
 def test_chats_that_cannot_be_masked_are_refused(extended, log, items, tiny_backbone):
     index = made(log, items)[2]
     chat = [{"role": "user", "content": "?"}], [{"role": "assistant", "content": "!"}]
