@@ -376,8 +376,9 @@ def test_messages_are_written_by_the_tokenizers_own_template(extended, log, item
 @pytest.mark.parametrize("form", ["packed", "windows", "prompt", "messages"])
 def test_trls_trainer_learns_from_the_rows_as_they_are(form, extended, log, items, tiny_backbone, tmp_path):
     """Its labels are ours; it closes every answer but a chat's with an end token, and adds no start token."""
-    from genrec.models.backbone import load_backbone
     from trl import SFTConfig, SFTTrainer
+
+    from genrec.models.backbone import load_backbone
 
     _, index, data = built(log, items, mixture=["next_item", "item_to_text"], form=form)
     rows = data["train"].select_columns(["prompt", "completion"])
