@@ -208,9 +208,10 @@ class ItemTrainer(Trainer):
                     folder.parent.glob("checkpoint-*/COMPLETE"), key=lambda file: file.stat().st_mtime
                 )
                 resumed = f"from {before[-1].parent.name}" if before else "from the beginning"
+                free = shutil.disk_usage(folder.parent).free / 1e6
                 say(
-                    f"  {folder.name} could not be written ({error or 'by another process'}); training goes on. Cut now, "
-                    f"it would be resumed {resumed}."
+                    f"  {folder.name} could not be written ({error or 'by another process'}; {free:,.1f} MB are free there); "
+                    f"training goes on. Cut now, it would be resumed {resumed}."
                 )
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:  # noqa: ARG002
