@@ -13,7 +13,9 @@ import genrec.indexing
 from genrec.core.errors import RunError, require
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULT_FOLDERS = tuple(f"benchmarks{room}/results" for room in ("", "/data", "/indexing", "/tasks"))
+RESULT_FOLDERS = tuple(
+    f"benchmarks{room}/results" for room in ("", "/data", "/indexing", "/tasks", "/training")
+)
 
 
 def git(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -1,8 +1,7 @@
 """The transformers Trainer, with batches of near lengths and checkpoints of trained weights only.
 
-TRL's SFTTrainer was weighed and left: it makes logits of the whole vocabulary at every position to log
-entropy and accuracy, which is most of a small model's cost; the rows are in its prompt-completion form,
-so that it can be used on them.
+TRL's SFTTrainer was weighed and left: it scores the whole vocabulary (on a CPU at every position), which is most of
+a small model's cost; the rows are in its prompt-completion form, so that it can be used on them.
 """
 
 from __future__ import annotations

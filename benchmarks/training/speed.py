@@ -1,0 +1,304 @@
+"""Measures what packing and the loss save: ``python benchmarks/training/speed.py [--seconds S]``.
+
+Next items learned a second, by the usual way (TRL's SFTTrainer: a window a row, padded batches in random order, scores of the whole
+vocabulary), by windows in genrec (batches of near lengths, logits at targets over identifier tokens) and
+by packed histories in genrec: the same language model with LoRA, on the same histories of MovieLens-100K and Beauty. Then all three
+learn the same targets from the same users, as many in a step, with few layers, and their losses on the same validation items are
+compared, so that nobody is quick by learning less.
+"""
+
+import argparse
+import math
+import os
+import shlex
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from transformers import set_seed
+
+from genrec.core.errors import GenrecError, RunError
+from genrec.core.files import read_json, write_json
+from genrec.core.progress import say
+from genrec.data_prep import InteractionLog, ItemCatalog, Split, leave_one_out, load_dataset
+from genrec.indexing import IndexSettings, ItemIndex, build_index
+from genrec.models.backbone import load_backbone
+from genrec.models.recommender_model import RecommenderModel
+from genrec.models.vocabulary import add_identifier_tokens, initial_rows
+from genrec.runs import versions
+from genrec.tasks import TaskSettings, build_dataset, make_renderer
+from genrec.training import ModelSettings, TrainSettings, finetune
+from genrec.training.finetune import MODEL, TRAINING_FILE
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from machine import ROOT, hardware, working_tree
+
+RESULTS = ROOT / "benchmarks" / "training" / "results"
+BACKBONE, HISTORY, LORA_R, RATE = "smollm2-135m-instruct", 50, 16, 1e-3
+SECONDS, LAYERS, FEW_LAYERS = 60, 30, 2
+WAYS = ("SFTTrainer, windows", "genrec, windows", "genrec, packed")
+# Next items that are learned in a step, on average, whatever the way.
+TARGETS = 64
+# Users whose histories all three learn for the comparison of losses.
+USERS = {"beauty": 300, "movielens-100k": 6}
+CODES = IndexSettings(levels=2, codebook_size=128)
+
+
+def of_users(log: InteractionLog, users: Sequence[str]) -> Split:
+    """Returns the split of these users alone."""
+    kept = pc.is_in(log.table["user_id"], pa.array(list(users), log.table.schema.field("user_id").type))
+    return leave_one_out(InteractionLog(log.table.filter(kept), 0, log.time))
+
+
+class Case:
+    """One data set with its codes, and the users in the order in which they are taken."""
+
+    def __init__(self, name: str, log: InteractionLog, items: ItemCatalog, seed: int) -> None:
+        log = log.k_core(5, 1)
+        self.name, self.items, self.log = name, items.restrict_to_log(log), log
+        train = leave_one_out(log).train
+        self.index: ItemIndex = build_index("random", self.items, train, CODES)
+        self.users = np.random.default_rng(seed).permutation(sorted(train)).tolist()
+        self.seed = seed
+
+    def tasks(self, form: str) -> TaskSettings:
+        return TaskSettings(form=form, max_history=HISTORY, cuts=1, seed=self.seed)
+
+    def rows(self, split: Split, form: str) -> Any:
+        return build_dataset(split, self.items, self.index, self.tasks(form))
+
+    def num_targets(self, split: Split) -> int:
+        """Next items that windows of these users learn; packed rows learn one more each, which has nothing before it."""
+        return len(self.rows(split, "windows")["train"])
+
+
+def in_genrec(case: Case, split: Split, form: str, layers: int, folder: Path) -> dict[str, float]:
+    """Returns what ``finetune`` took for the users of a split, once through."""
+    data, targets = case.rows(split, form), case.num_targets(split)
+    batch = TARGETS if form == "windows" else max(1, round(TARGETS * len(data["train"]) / targets))
+    settings = TrainSettings(
+        adapter="lora",
+        lora_r=LORA_R,
+        epochs=1,
+        batch_size=batch,
+        learning_rate=RATE,
+        rows_learning_rate=RATE,
+        checkpoint_steps=0,
+        exclude_history=False,
+        seed=case.seed,
+        report_to=(),
+    )
+    model = ModelSettings(backbone=BACKBONE, layers=layers, rows_start="mean")
+    finetune(
+        BACKBONE,
+        data,
+        case.index,
+        case.items,
+        split,
+        folder,
+        tasks=case.tasks(form),
+        model=model,
+        settings=settings,
+    )
+    about = read_json(folder / TRAINING_FILE)
+    return {"targets": targets, "seconds": about["train_s"], "steps": about["num_steps"], "batch": batch}
+
+
+def with_trl(case: Case, split: Split, layers: int, folder: Path) -> tuple[dict[str, float], Any, Any]:
+    """Returns what TRL's SFTTrainer took for the same windows once through, its model and tokenizer."""
+    from peft import LoraConfig
+    from trl import SFTConfig, SFTTrainer
+
+    rows = case.rows(split, "windows")["train"].select_columns(["prompt", "completion"])
+    model, tokenizer = load_backbone(BACKBONE, layers, "auto")
+    start = initial_rows(model, tokenizer, case.index, case.items, "mean", None, case.seed)
+    first = len(tokenizer)
+    add_identifier_tokens(tokenizer, case.index.tokens)
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[first:] = start.to(model.dtype)
+    set_seed(case.seed)
+    new = list(range(first, len(tokenizer)))
+    adapter = LoraConfig(
+        r=LORA_R, lora_alpha=32, target_modules="all-linear", trainable_token_indices={"embed_tokens": new}
+    )
+    settings = SFTConfig(
+        output_dir=str(folder),
+        num_train_epochs=1,
+        per_device_train_batch_size=TARGETS,
+        learning_rate=RATE,
+        warmup_steps=10,
+        lr_scheduler_type="linear",
+        max_length=None,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=not torch.cuda.is_available(),
+        bf16=model.dtype == torch.bfloat16,
+        gradient_checkpointing=False,
+        logging_steps=10,
+        seed=case.seed,
+    )
+    trainer = SFTTrainer(model, settings, train_dataset=rows, processing_class=tokenizer, peft_config=adapter)
+    trainer.model.get_output_embeddings().bias = (
+        None  # TRL 1.16 asks for it, peft 0.21's wrapper of new rows has none
+    )
+    began = time.perf_counter()
+    trainer.train()
+    seconds = time.perf_counter() - began
+    figures = {
+        "targets": len(rows),
+        "seconds": round(seconds, 1),
+        "steps": trainer.state.global_step,
+        "batch": TARGETS,
+    }
+    return figures, trainer.model.eval(), tokenizer
+
+
+def speed(case: Case, way: str, seconds: float, layers: int) -> dict[str, float]:
+    """Returns next items a second of one way, on as many users as fill about so many seconds."""
+    users = 1
+    while True:
+        split = of_users(case.log, case.users[:users])
+        with tempfile.TemporaryDirectory() as folder:
+            found = measured(case, split, way, layers, Path(folder))[0]
+        enough = found["seconds"] >= 0.7 * seconds or users >= len(case.users)
+        found |= {"users": users, "targets_per_s": found["targets"] / found["seconds"]}
+        say(f"  {way}: {found['targets']:,} next items of {users:,} users in {found['seconds']:.1f} s")
+        if enough:
+            return found
+        more = min(8.0, max(1.5, seconds / max(0.5, found["seconds"])))
+        users = min(len(case.users), math.ceil(users * more))
+
+
+def measured(
+    case: Case, split: Split, way: str, layers: int, folder: Path
+) -> tuple[dict[str, float], Callable[[], float]]:
+    """Returns what a way took, and a function that returns the loss of what it made on the split's validation items."""
+    if way.startswith("SFTTrainer"):
+        found, model, tokenizer = with_trl(case, split, layers, folder)
+        return found, lambda: loss_of_logits(case, split, model, tokenizer)
+    found = in_genrec(case, split, "windows" if way.endswith("windows") else "packed", layers, folder)
+    return found, lambda: loss_of_run(case, split, folder)
+
+
+@torch.no_grad()
+def loss_of_logits(case: Case, split: Split, model: Any, tokenizer: Any) -> float:
+    """Returns the mean loss of validation items among identifiers of their level, by a model's plain logits."""
+    ids = dict(zip(case.index.tokens, tokenizer.convert_tokens_to_ids(case.index.tokens), strict=True))
+    levels = np.array(case.index.token_levels)
+    every = np.array(list(ids.values()))
+    total = 0.0
+    for history, targets in zip(split.valid.histories, split.valid.targets, strict=True):
+        read = [ids[token] for item in history[-HISTORY:] for token in case.index.code(item)]
+        answer = [ids[token] for token in case.index.code(targets[0])]
+        row = torch.tensor([read + answer], device=model.device)
+        logits = model(input_ids=row).logits[0, len(read) - 1 : -1].float()
+        for level, token in enumerate(answer):
+            among = logits[level, torch.from_numpy(every[levels == level]).to(logits.device)]
+            total += float(among.logsumexp(0) - logits[level, token])
+    return total / len(split.valid)
+
+
+@torch.no_grad()
+def loss_of_run(case: Case, split: Split, folder: Path) -> float:
+    """Returns the same of a model that genrec tuned."""
+    model = RecommenderModel.load(folder / MODEL, case.index)
+    renderer = make_renderer(model.tokenizer, case.index, case.tasks("windows"))
+    total = 0.0
+    for history, targets in zip(split.valid.histories, split.valid.targets, strict=True):
+        read = renderer.prompt_ids(history)
+        answer = [renderer.token_ids[token] for token in case.index.code(targets[0])]
+        row = torch.tensor([read + answer], device=model.token_level.device)
+        states = model.states(row, torch.ones_like(row))[0, len(read) - 1 : -1]
+        for level, token in enumerate(answer):
+            total -= float(model.level_log_probs(states[level], level)[token - model.first_id])
+    return total / len(split.valid)
+
+
+def same_loss(case: Case, layers: int) -> dict[str, dict[str, float]]:
+    """Returns of each way what it took for the same users, and the loss on their validation items after it."""
+    split, found = of_users(case.log, case.users[: USERS[case.name]]), {}
+    for way in WAYS:
+        with tempfile.TemporaryDirectory() as folder:
+            figures, loss = measured(case, split, way, layers, Path(folder))
+            found[way] = figures | {"valid_loss": loss(), "users": USERS[case.name]}
+        say(
+            f"  {way}: loss {found[way]['valid_loss']:.3f} on validation items after {figures['seconds']:.1f} s"
+        )
+    found["before training"] = {"valid_loss": sum(math.log(n) for n in np.bincount(case.index.token_levels))}
+    return found
+
+
+def cases(seed: int) -> Iterator[Case]:
+    yield Case("movielens-100k", *load_dataset("movielens-100k"), seed)
+    beauty = Path(os.environ.get("GENREC_TEST_DATA") or ROOT.parent / "shared" / "data") / "beauty"
+    if beauty.is_dir():
+        yield Case("beauty", *load_dataset(str(beauty)), seed)
+    else:
+        say(f"{beauty} is not there: MovieLens-100K alone is measured (benchmarks/README.md)")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Takes the measurements, adds a result file, prints them and returns the exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parser = argparse.ArgumentParser(prog="python benchmarks/training/speed.py", description=__doc__)
+    parser.add_argument("--seconds", type=float, default=SECONDS, help=f"for each way (default {SECONDS})")
+    parser.add_argument("--layers", type=int, default=LAYERS, help=f"of the model (default {LAYERS}, all)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR")
+    parser.add_argument("--allow-dirty", action="store_true", help="measure uncommitted changes")
+    options = parser.parse_args(arguments)
+    try:
+        commit, dirty = working_tree()
+        if dirty and not options.allow_dirty:
+            raise RunError("The working tree has changes that are not committed: commit or stash them.")
+        changed = "-changed" if (options.seconds, options.layers) != (SECONDS, LAYERS) else ""
+        path = options.results / f"speed-{commit[:8]}{changed}{'-dirty' if dirty else ''}.json"
+        if path.exists():
+            raise RunError(f"{path} is there already, and results are added, never edited.")
+        machine, began, found = hardware(), time.perf_counter(), {}
+        for case in cases(options.seed):
+            say(f"== {case.name}")
+            speeds = {way: speed(case, way, options.seconds, options.layers) for way in WAYS}
+            found[case.name] = {"speed": speeds, "same": same_loss(case, FEW_LAYERS)}
+        result = {
+            "name": "speed",
+            "seed": options.seed,
+            "commit": commit,
+            "dirty": dirty,
+            "command": shlex.join(["python", "benchmarks/training/speed.py", *arguments]),
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "hardware": machine,
+            "versions": versions(),
+            "layers": options.layers,
+            "few_layers": FEW_LAYERS,
+            "data": found,
+            "wall_seconds": round(time.perf_counter() - began, 1),
+        }
+        write_json(path, result)
+        for name, figures in found.items():
+            usual = figures["speed"][WAYS[0]]["targets_per_s"]
+            for way in WAYS:
+                a, b = figures["speed"][way], figures["same"][way]
+                print(
+                    f"{name}, {way}: {a['targets_per_s']:.1f} next items/s ({a['targets_per_s'] / usual:.1f}x); the same users, "
+                    f"{FEW_LAYERS} layers: {b['seconds']:.1f} s, loss {b['valid_loss']:.3f}"
+                )
+        print(f"Result: {path}")
+    except GenrecError as error:
+        print(f"speed: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
