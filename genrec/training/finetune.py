@@ -175,6 +175,7 @@ def finetune(
     arguments = transformers.TrainingArguments(
         output_dir=str(run / CHECKPOINTS),
         num_train_epochs=settings.epochs,
+        max_steps=settings.max_steps or -1,
         per_device_train_batch_size=share,
         gradient_accumulation_steps=settings.accumulation,
         lr_scheduler_type="linear",
