@@ -70,7 +70,8 @@ def finetune(
     Raises:
         ModelError: If the backbone cannot be read.
         RecipeError: If the batch cannot be divided over processes and accumulation.
-        RunError: If the disk refuses, or the loss becomes NaN.
+        RunError: If the disk refuses, the loss becomes NaN, or training would not run as its launcher was told
+            (``check_launch``).
     """
     require("peft", "train")
     transformers = require("transformers", "train")
@@ -80,6 +81,7 @@ def finetune(
     from genrec.models.recommender_model import RecommenderModel
     from genrec.models.sequence import MODELS, train_sequence
     from genrec.models.vocabulary import initial_rows
+    from genrec.training.launch import check_launch
     from genrec.training.targets import ItemTargets
     from genrec.training.trainer import (
         ItemTrainer,
@@ -207,11 +209,7 @@ def finetune(
         callbacks=[MarkComplete(), _progress_callback(transformers, rows.num_targets)],
     )
     trainer.remove_callback(transformers.PrinterCallback)
-    if trainer.args.world_size != processes:
-        raise RunError(
-            f"{processes} processes were asked for, but training would use {trainer.args.world_size}. "
-            "Check the accelerate configuration."
-        )
+    check_launch(trainer, processes)
     # What decides the weights; how often checkpoints are written and what is logged does not.
     decisive = settings.model_dump(exclude={"checkpoint_steps", "report_to"})
     begun = hash_value([backbone, model.model_dump(), decisive, index.hash, rows.hash, data_sha256])
