@@ -205,7 +205,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print("\n".join(names))
     except GenrecError as error:
         print(f"genrec: {error}", file=sys.stderr)
-        return 1
+        return error.exit_status
     except BrokenPipeError:  # the reader of our output, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:

@@ -9,6 +9,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pydantic import ValidationError
 
 from genrec.core.errors import DataError, RecipeError, require
@@ -26,6 +27,7 @@ from genrec.evaluation.baselines import (
     search,
     sequence_scorer,
 )
+from genrec.evaluation.metrics import ranking_metrics
 from genrec.evaluation.page import write_page
 from genrec.evaluation.protocol import SEARCH_METRIC, Judge
 from genrec.evaluation.rankings import Rankings, align, read_rankings
@@ -38,6 +40,7 @@ from genrec.serving.card import write_card
 from genrec.tasks import build_dataset, make_asker, read_rows
 from genrec.training import finetune
 from genrec.training.finetune import (
+    CURVES,
     HISTORIES,
     INDEX,
     ITEMS,
@@ -80,7 +83,7 @@ class Pipeline:
             "index": (self._index, [PREPARED_INDEX]),
             "train": (
                 self._train,
-                [MODEL, INDEX, ITEMS, HISTORIES, SERVING_FILE, TRAINING_FILE],
+                [MODEL, INDEX, ITEMS, HISTORIES, SERVING_FILE, TRAINING_FILE, CURVES],
             ),
             "baselines": (self._baselines, [BASELINE_RANKINGS]),
             "evaluate": (self._evaluate, [RANKINGS, VALUES, METRICS, PAGE, CARD]),
@@ -129,7 +132,10 @@ class Pipeline:
             tasks = {k: v for k, v in r["tasks"].items() if k != "workers"}
             read = [*tasks["files"], tasks["texts"]["writer"].removeprefix("file:")]
             tasks["files"] = [hash_file(file) for file in read if Path(file).is_file()]
-            return {"tasks": tasks, "model": r["model"], "train": train, "before": before}
+            inputs = {"tasks": tasks, "model": r["model"], "train": train, "before": before}
+            if train["validate_steps"]:
+                inputs["evaluate"] = {key: r["evaluate"][key] for key in ("exclude_history", "candidates")}
+            return inputs
         if stage in SEQUENCE_MODELS:
             searched = r["evaluate"]["search"].get(stage)
             return {stage: r[stage], "search": searched, "before": self.inputs("prepare")}
@@ -326,9 +332,37 @@ class Pipeline:
             settings=r.train,
             teachers=[self._trained(kind) for kind in r.train.teachers],
             data_sha256=read_json(self.run.path / REPORT).get("split_sha256"),
+            validate=self._validator() if r.train.validate_steps else None,
         )
         if is_main_process():
             say(f"  saved {self.run.path / MODEL} ({megabytes(self.run.path / MODEL):.1f} MB)")
+
+    def _validator(self) -> Callable[[Any, Any], dict[str, float]]:
+        """Returns what ranks a sample of validation rows with a model while it is trained."""
+        from genrec.decoding.beam import ConstrainedDecoder
+
+        judge = Judge(self.split, self.items, self.recipe.evaluate, on="valid")
+        held_out, settings = judge.held_out, self.recipe.train
+        drawn = np.random.default_rng(settings.seed).permutation(len(held_out))[: settings.validate_users]
+        sample = sorted(drawn.tolist())
+        mine = sample[rank() :: num_processes()]
+        left_out = judge.left_out_ids
+        k = min(10, len(self.items))
+
+        def validate(model: Any, renderer: Any) -> dict[str, float]:
+            found = ConstrainedDecoder(model, renderer).rank_all(
+                [held_out.histories[row] for row in mine],
+                k,
+                [left_out[row] for row in mine] if left_out is not None else None,
+                batch_size=self.recipe.evaluate.batch_size,
+                label="",
+            )
+            everyone = gather_dict(dict(zip(mine, found, strict=True)))
+            lists = [[item for item, _ in everyone[row]] for row in sample]
+            values = ranking_metrics(lists, [held_out.targets[row] for row in sample], (10,))
+            return {name: float(values[name]) for name in ("HR@10", "NDCG@10")}
+
+        return validate
 
     def _baselines(self) -> None:
         if not is_main_process():

@@ -9,7 +9,13 @@ from types import ModuleType
 
 
 class GenrecError(Exception):
-    """Base of every error that genrec raises on purpose; the command line prints it without a traceback."""
+    """Base of every error that genrec raises on purpose; the command line prints it without a traceback.
+
+    Attributes:
+        exit_status: What the command line then returns.
+    """
+
+    exit_status = 1
 
 
 class DataError(GenrecError):

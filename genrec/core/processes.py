@@ -49,6 +49,17 @@ def from_main(value: Any) -> Any:
     return broadcast_object_list([value])[0]
 
 
+def any_of_them(value: bool) -> bool:
+    """Returns whether it holds in any process; every process has to ask."""
+    if num_processes() == 1:
+        return value
+    import torch
+    from accelerate.utils import gather
+
+    found = gather(torch.tensor([value], dtype=torch.int32, device=process_state().device))
+    return bool(found.any())
+
+
 def gather_dict(part: dict) -> dict:
     """Returns the union of every process's dictionary, in every process."""
     if num_processes() == 1:

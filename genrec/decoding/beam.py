@@ -148,7 +148,10 @@ class ConstrainedDecoder:
         batch_size: int = 32,
         label: str = "ranking",
     ) -> list[Ranking]:
-        """Returns ``rank`` of any number of histories, in batches of near lengths, behind a progress bar."""
+        """Returns ``rank`` of any number of histories, in batches of near lengths, behind a progress bar of this label.
+
+        An empty label shows none.
+        """
         order = np.argsort([len(history) for history in histories], kind="stable")
         starts = range(0, len(order), batch_size)
         results: list[Ranking] = [[]] * len(order)
@@ -157,7 +160,7 @@ class ConstrainedDecoder:
             for start in starts:
                 yield order[start : start + batch_size]
 
-        for rows in progress(batches(), len(starts), label):
+        for rows in progress(batches(), len(starts), label) if label else batches():
             found = self.rank(
                 [histories[row] for row in rows],
                 k,

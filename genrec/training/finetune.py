@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pa_parquet
 
-from genrec.core.errors import RecipeError, RunError, require
+from genrec.core.errors import RecipeError, RunError, lookup, require
 from genrec.core.files import atomic_path, hash_value, read_json, write_json
 from genrec.core.processes import is_main_process, num_processes, process_state, rank, wait
 from genrec.core.progress import say
@@ -27,11 +27,13 @@ from genrec.training.settings import ModelSettings, TrainSettings
 if TYPE_CHECKING:
     from datasets import DatasetDict
 
+    from genrec.models.recommender_model import RecommenderModel
     from genrec.models.sequence import SequenceModel
 
 MODEL, INDEX, CHECKPOINTS = "model", "index", "checkpoints"
 ITEMS, HISTORIES = "items.parquet", "histories.parquet"
 SERVING_FILE, TRAINING_FILE = "serving.json", "training.json"
+CURVES, LOGS = "curves.png", "logs"
 
 
 def finetune(
@@ -47,6 +49,7 @@ def finetune(
     settings: TrainSettings | None = None,
     teachers: Sequence[SequenceModel] = (),
     data_sha256: str | None = None,
+    validate: Callable[[RecommenderModel, Renderer], Mapping[str, float]] | None = None,
 ) -> Path:
     """Returns the run directory with the tuned model, its index and its catalogue.
 
@@ -66,12 +69,15 @@ def finetune(
         teachers: The models of ``settings.teacher`` where they are trained already, on the same split and
             catalogue; otherwise they are trained here.
         data_sha256: ``split_sha256`` of the prepared data set, which the model then carries with it.
+        validate: Returns metrics of the model, NDCG@10 among them, the same in every process; called every
+            ``settings.validate_steps``.
 
     Raises:
         ModelError: If the backbone cannot be read.
         RecipeError: If the batch cannot be divided over processes and accumulation.
         RunError: If the disk refuses, the loss becomes NaN, or training would not run as its launcher was told
             (``check_launch``).
+        Stopped: If the process was asked to end by SIGTERM; a checkpoint is there.
     """
     require("peft", "train")
     transformers = require("transformers", "train")
@@ -81,15 +87,11 @@ def finetune(
     from genrec.models.recommender_model import RecommenderModel
     from genrec.models.sequence import MODELS, train_sequence
     from genrec.models.vocabulary import initial_rows
+    from genrec.training.checkpoints import MarkComplete, StopOnSignal, Stopped, last_checkpoint
     from genrec.training.launch import check_launch
     from genrec.training.targets import ItemTargets
-    from genrec.training.trainer import (
-        ItemTrainer,
-        MarkComplete,
-        TokenRows,
-        collate,
-        last_checkpoint,
-    )
+    from genrec.training.trainer import ItemTrainer, TokenRows, collate
+    from genrec.training.watch import KeepBest, ShowProgress, draw_curves, estimate
 
     tasks, model, settings = tasks or TaskSettings(), model or ModelSettings(), settings or TrainSettings()
     run = Path(run_dir)
@@ -100,6 +102,16 @@ def finetune(
             f"train.batch_size={settings.batch_size} cannot be divided over {processes} processes times "
             f"{settings.accumulation} accumulated batches. Make it a multiple of their product."
         )
+    if settings.validate_steps and validate is None:
+        raise RecipeError(
+            f"train.validate_steps={settings.validate_steps} needs a function that measures the model: give validate, or run a "
+            "recipe, which has one."
+        )
+    trackers = transformers.integrations.integration_utils.INTEGRATION_TO_CALLBACK
+    for tracker in settings.report_to:
+        lookup(trackers, tracker, "train.report_to")
+    if "tensorboard" in settings.report_to:
+        require("tensorboard", "train")
     if index.item_ids != items.item_ids:
         raise RunError(
             f"The index names {len(index.codes):,} items, the catalogue has {len(items):,}, or they come in "
@@ -188,7 +200,7 @@ def finetune(
         save_strategy="steps" if settings.checkpoint_steps else "no",
         save_steps=settings.checkpoint_steps or 500,
         save_total_limit=2,
-        report_to=settings.report_to,
+        report_to=list(settings.report_to) or "none",
         remove_unused_columns=False,
         seed=settings.seed,
         disable_tqdm=True,
@@ -197,6 +209,14 @@ def finetune(
         logging_nan_inf_filter=False,
         ddp_find_unused_parameters=False,  # every trained weight is used in every step
     )
+    stopper, keeper = StopOnSignal(), None
+    if settings.validate_steps and validate is not None:
+        keeper = KeepBest(
+            lambda model: validate(model, renderer),
+            settings.validate_steps,
+            settings.patience,
+            run / CHECKPOINTS,
+        )
     trainer = ItemTrainer(
         step_rows=settings.batch_size,
         targets=targets,
@@ -206,8 +226,13 @@ def finetune(
         train_dataset=rows,
         data_collator=partial(collate, no_item=len(items), decoder_start=recommender.decoder_start),
         optimizers=(optimizer, None),
-        callbacks=[MarkComplete(), _progress_callback(transformers, rows.num_targets)],
+        callbacks=[MarkComplete(), stopper, ShowProgress(rows.num_targets), *([keeper] if keeper else [])],
     )
+    if keeper:
+        keeper.trainer = trainer
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, trackers["tensorboard"]):
+            callback.logging_dir = str(run / LOGS)
     trainer.remove_callback(transformers.PrinterCallback)
     check_launch(trainer, processes)
     # What decides the weights; how often checkpoints are written and what is logged does not.
@@ -217,10 +242,22 @@ def finetune(
     wait()
     if resume:
         say(f"  going on from {Path(resume).name}")
+    else:
+        estimate(trainer, rows, share, math.ceil(len(rows) / settings.batch_size * settings.epochs))
     began = time.perf_counter()
     trainer.train(resume_from_checkpoint=resume)
     losses = [(entry["step"], entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
+    if stopper.stopped_at is not None:
+        left = last_checkpoint(run / CHECKPOINTS, begun)
+        where = f"{Path(left).name} is there" if left else "there is no checkpoint"
+        raise Stopped(
+            f"Stopped by SIGTERM after step {stopper.stopped_at} of {trainer.state.max_steps}; {where}, and the same command "
+            "goes on from it."
+        )
+    best = keeper.load_best(recommender) if keeper else None
+    validations = keeper.found if keeper else []
     if is_main_process():
+        draw_curves(run / CURVES, losses, validations)
         items.write(run / ITEMS)
         index.save(run / INDEX)
         recommender.save(run / MODEL)
@@ -244,6 +281,8 @@ def finetune(
                 "processes": processes,
                 "resumed_from": Path(resume).name if resume else None,
                 "losses": losses,
+                "validations": validations,
+                "kept_step": best,
             },
         )
         shutil.rmtree(run / CHECKPOINTS, ignore_errors=True)
@@ -270,46 +309,3 @@ def load_trained(run_dir: str | Path, dtype: Any = "auto") -> tuple[Any, Rendere
     model = RecommenderModel.load(run / MODEL, index, dtype)
     renderer = Renderer.from_about(read_json(run / SERVING_FILE), model.tokenizer, index)
     return model, renderer, index, ItemCatalog.load(run / ITEMS)
-
-
-def _progress_callback(transformers: Any, num_targets: int) -> Any:
-    """Returns a callback that shows steps, loss, learned targets a second and the time left."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-    class Show(transformers.TrainerCallback):
-        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
-            self.first, self.began, self.bar = state.global_step, time.perf_counter(), None
-            if is_main_process() and (console := Console(stderr=True)).is_terminal:
-                columns = [TextColumn("  training"), BarColumn(), TextColumn("{task.fields[note]}")]
-                self.bar = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console)
-                self.task = self.bar.add_task("", total=state.max_steps, completed=self.first, note="")
-                self.bar.start()
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
-            if self.bar:
-                self.bar.update(self.task, completed=state.global_step)
-
-        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:  # noqa: ARG002
-            if not logs or "loss" not in logs:
-                return
-            if not math.isfinite(logs["loss"]):
-                raise RunError(
-                    f"The loss became {logs['loss']} at step {state.global_step}. Lower train.learning_rate and "
-                    "train.rows_learning_rate."
-                )
-            spent = time.perf_counter() - self.began
-            done = state.global_step - self.first
-            rate = num_targets * state.num_train_epochs / state.max_steps * done / spent
-            note = f"loss {logs['loss']:.3f}, {rate:,.0f} targets/s"
-            if self.bar:
-                self.bar.update(self.task, note=note)
-            elif state.global_step % max(10, state.max_steps // 10 // 10 * 10) == 0:
-                left = spent / done * (state.max_steps - state.global_step)
-                say(f"  step {state.global_step}/{state.max_steps}: {note}, {left:.0f} s left")
-
-        def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
-            if self.bar:
-                self.bar.stop()
-
-    return Show()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from genrec.models.settings import NewModelSettings
 
@@ -80,10 +80,34 @@ class TrainSettings(BaseModel):
     checkpoint_steps: int = Field(
         100, ge=0, description="Steps between checkpoints to resume from; 0 writes none."
     )
-    report_to: Literal["none", "tensorboard", "wandb", "mlflow"] = Field(
-        "none", description="Tracker to log to, as transformers knows it."
+    validate_steps: int = Field(
+        0,
+        ge=0,
+        description="Steps between validations: next items of validation users are ranked as in evaluation, and the weights with the "
+        "best NDCG@10 are kept in the end; 0 never validates, and keeps the last.",
+    )
+    validate_users: int = Field(
+        500,
+        ge=1,
+        description="Validation rows that are ranked each time, drawn by the seed; all where there are fewer.",
+    )
+    patience: int = Field(
+        0,
+        ge=0,
+        description="Validations without a better NDCG@10 after which training ends; 0 trains to the end.",
+    )
+    report_to: tuple[str, ...] = Field(
+        ("tensorboard",),
+        description="Trackers to log to, any that transformers knows (tensorboard, wandb, mlflow, ...), or none. TensorBoard's "
+        "files lie in the run's logs/ and need no network.",
     )
     seed: int = Field(0, ge=0, description="Seed of adapter start, order of rows and dropout.")
+
+    @field_validator("report_to", mode="before")
+    @classmethod
+    def _several(cls, value: Any) -> Any:
+        """Takes one name for a list of one, and ``none`` for none."""
+        return () if value in ("none", None) else (value,) if isinstance(value, str) else value
 
     @property
     def teachers(self) -> tuple[str, ...]:

@@ -17,16 +17,16 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 import torch
+from safetensors import SafetensorError
 from torch.utils.data import Dataset, Sampler
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer
 
-from genrec.core.errors import DataError
-from genrec.core.processes import is_main_process, wait
+from genrec.core.errors import DataError, RunError
+from genrec.core.processes import any_of_them, is_main_process, wait
 from genrec.core.progress import say
 from genrec.models.recommender_model import RecommenderModel
+from genrec.training.checkpoints import WEIGHTS
 from genrec.training.targets import ItemTargets
-
-COMPLETE, BEGUN, WEIGHTS = "COMPLETE", "BEGUN", "weights"
 
 
 class TokenRows(Dataset):
@@ -189,42 +189,34 @@ class ItemTrainer(Trainer):
         if self.args.should_save:
             self._model.save(Path(output_dir or str(self.args.output_dir)) / WEIGHTS)
 
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        folder, error = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}", None
+        try:
+            super()._save_checkpoint(model, trial)
+        except (
+            OSError,
+            RuntimeError,
+            RunError,
+            SafetensorError,
+        ) as found:  # of a full disk, by each library's own
+            error = str(found).splitlines()[0]
+        if any_of_them(error is not None):
+            wait()
+            if is_main_process():
+                shutil.rmtree(folder, ignore_errors=True)
+                before = sorted(
+                    folder.parent.glob("checkpoint-*/COMPLETE"), key=lambda file: file.stat().st_mtime
+                )
+                resumed = f"from {before[-1].parent.name}" if before else "from the beginning"
+                free = shutil.disk_usage(folder.parent).free / 1e6
+                say(
+                    f"  {folder.name} could not be written ({error or 'by another process'}; {free:,.1f} MB are free there); "
+                    f"training goes on. Cut now, it would be resumed {resumed}."
+                )
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:  # noqa: ARG002
         self._model.load_weights(Path(resume_from_checkpoint) / WEIGHTS)
 
     @property
     def _model(self) -> RecommenderModel:
         return self.accelerator.unwrap_model(self.model)
-
-
-class MarkComplete(TrainerCallback):
-    """Marks a checkpoint once all its files are written, so that a cut one is never resumed from."""
-
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
-        """Writes the mark, once every process has written its part."""
-        wait()
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        if args.should_save and folder.is_dir():
-            (folder / COMPLETE).touch()
-
-
-def last_checkpoint(folder: Path, begun: str) -> str | None:
-    """Returns the newest complete checkpoint below a folder, or None.
-
-    Checkpoints of a training begun on anything else than ``begun``, and those cut while they were written,
-    are removed by the main process, and said so.
-    """
-    mark = folder / BEGUN
-    ours = mark.exists() and mark.read_text() == begun
-    complete: list[tuple[int, Path]] = []
-    for path in folder.glob("checkpoint-*"):
-        if ours and (path / COMPLETE).exists():
-            complete.append((int(path.name.split("-")[1]), path))
-        elif is_main_process():
-            reason = "was cut while it was written" if ours else "is of another training"
-            say(f"  {path.name} {reason}; it is removed")
-            shutil.rmtree(path)
-    if is_main_process():
-        folder.mkdir(parents=True, exist_ok=True)
-        mark.write_text(begun)
-    return str(max(complete)[1]) if complete else None

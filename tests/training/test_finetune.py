@@ -11,20 +11,17 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from trained import hit_rate, trained_bytes, tuned
 
 from genrec.core.errors import ModelError, RecipeError, RunError
 from genrec.data_prep import leave_one_out
-from genrec.evaluation import ranking_metrics
-from genrec.indexing import IndexSettings, build_index
-from genrec.serving import Recommender
+from genrec.indexing import build_index
 from genrec.tasks import TaskSettings, build_dataset
-from genrec.training import ModelSettings, TrainSettings, finetune
+from genrec.training import finetune
 from genrec.training.finetune import load_trained
-from genrec.training.trainer import LengthGroupedSampler, last_checkpoint
+from genrec.training.trainer import LengthGroupedSampler
 
 pytestmark = pytest.mark.model
-
-FAST = {"learning_rate": 5e-3, "rows_learning_rate": 1e-2, "checkpoint_steps": 0}
 
 
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=60), st.integers(1, 9), st.integers(0, 3))
@@ -39,33 +36,6 @@ def test_the_sampler_gives_every_row_and_full_steps_of_near_lengths(lengths, bat
     spread = sorted((min(s), max(s)) for s in lengths[np.array(rows)].reshape(-1, batch_size))
     if len(lengths) % batch_size == 0:
         assert all(high <= low for (_, high), (low, _) in itertools.pairwise(spread))
-
-
-def tuned(
-    backbone,
-    log,
-    items,
-    run_dir,
-    method="independent",
-    form="packed",
-    names=("next_item",),
-    max_history=50,
-    model=None,
-    **changes,
-):
-    split = leave_one_out(log)
-    index = build_index(method, items, split.train, IndexSettings(levels=2, codebook_size=6))
-    tasks = TaskSettings(form=form, mixture=names, max_history=max_history)
-    data = build_dataset(split, items, index, tasks)
-    settings = TrainSettings(**{**FAST, **changes})
-    model = ModelSettings(dtype="float32", **(model or {}))  # the same arithmetic on every machine
-    return finetune(backbone, data, index, items, split, run_dir, tasks=tasks, model=model, settings=settings)
-
-
-def hit_rate(run, log, k=1, exclude_history=True):
-    split, recommender = leave_one_out(log), Recommender.from_pretrained(run)
-    found = recommender.recommend(split.test.histories, k=5, exclude_history=exclude_history)
-    return ranking_metrics([[r.item_id for r in x] for x in found], split.test.targets, (k,))[f"HR@{k}"]
 
 
 @pytest.mark.parametrize(("method", "epochs"), [("independent", 8), ("rq_kmeans", 20)])
@@ -197,10 +167,6 @@ def test_a_new_model_that_would_stay_random_is_refused(log, items, tmp_path):
         tuned("new", log, items, tmp_path / "run", adapter="lora")
 
 
-def trained_bytes(run):
-    return {p.name: p.read_bytes() for p in sorted((run / "model").glob("*.safetensors"))}
-
-
 def test_the_same_seed_gives_the_same_weights_and_another_does_not(tiny_backbone, log, items, tmp_path):
     one, two, other = (
         trained_bytes(tuned(tiny_backbone, log, items, tmp_path / name, epochs=1, seed=seed))
@@ -264,7 +230,7 @@ def test_a_checkpoint_keeps_what_another_process_wrote_first(
     tiny_backbone, log, items, tmp_path, monkeypatch
 ):
     """Each process writes its own random state; a fast second one does so before the first saves weights."""
-    from genrec.training import trainer
+    from genrec.training import checkpoints, trainer
 
     save = trainer.ItemTrainer._save
 
@@ -276,7 +242,7 @@ def test_a_checkpoint_keeps_what_another_process_wrote_first(
     monkeypatch.setattr(trainer.ItemTrainer, "_save", late)
     kept = []
     monkeypatch.setattr(
-        trainer.MarkComplete,
+        checkpoints.MarkComplete,
         "on_save",
         lambda self, args, state, control, **_: kept.extend(
             path.name for path in Path(args.output_dir).glob("checkpoint-*/rng_state_1.pth")
@@ -284,19 +250,6 @@ def test_a_checkpoint_keeps_what_another_process_wrote_first(
     )
     tuned(tiny_backbone, log, items, tmp_path / "run", epochs=1, checkpoint_steps=5)
     assert kept
-
-
-def test_a_cut_checkpoint_is_never_resumed_from(tmp_path):
-    for step, complete in ((5, True), (10, True), (15, False)):
-        folder = tmp_path / f"checkpoint-{step}"
-        folder.mkdir()
-        if complete:
-            (folder / "COMPLETE").touch()
-    (tmp_path / "BEGUN").write_text("these arguments")
-    assert last_checkpoint(tmp_path, "these arguments") == str(tmp_path / "checkpoint-10")
-    assert not (tmp_path / "checkpoint-15").exists()
-    assert last_checkpoint(tmp_path, "other arguments") is None
-    assert not list(tmp_path.glob("checkpoint-*"))
 
 
 CONFIG = Path(__file__).parents[2] / "recipes" / "accelerate" / "cpu_2.yaml"
@@ -369,11 +322,6 @@ def test_accumulated_batches_are_one_large_batch(tiny_backbone, log, items, tmp_
     for name in ("adapter_model.safetensors", "identifier_rows.safetensors"):
         a, b = (load_file(run / "model" / name) for run in (one, two))
         assert all(np.allclose(a[key], b[key], atol=2e-4) for key in a)
-
-
-def test_a_loss_that_is_no_number_stops_with_what_to_do(tiny_backbone, log, items, tmp_path):
-    with pytest.raises(RunError, match=r"The loss became nan at step.*Lower train\.learning_rate"):
-        tuned(tiny_backbone, log, items, tmp_path / "run", epochs=4, learning_rate=1e30, adapter="full")
 
 
 def test_an_index_of_another_catalogue_is_refused(tiny_backbone, log, items, tmp_path):
