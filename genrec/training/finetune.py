@@ -88,7 +88,7 @@ def finetune(
     from genrec.models.sequence import MODELS, train_sequence
     from genrec.models.vocabulary import initial_rows
     from genrec.training.checkpoints import MarkComplete, StopOnSignal, Stopped, last_checkpoint
-    from genrec.training.launch import check_launch
+    from genrec.training.launch import check_launch, whole_weights
     from genrec.training.targets import ItemTargets
     from genrec.training.trainer import ItemTrainer, TokenRows, collate
     from genrec.training.watch import KeepBest, ShowProgress, draw_curves, estimate
@@ -179,13 +179,10 @@ def finetune(
 
     own = {id(row) for row in recommender.row_parameters()}
     body = [p for p in recommender.parameters() if p.requires_grad and id(p) not in own]
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": body, "lr": settings.learning_rate, "weight_decay": settings.weight_decay},
-            {"params": recommender.row_parameters(), "lr": settings.rows_learning_rate, "weight_decay": 0.0},
-        ],
-        fused=True,
-    )
+    groups = [
+        {"params": body, "lr": settings.learning_rate, "weight_decay": settings.weight_decay},
+        {"params": recommender.row_parameters(), "lr": settings.rows_learning_rate, "weight_decay": 0.0},
+    ]
     arguments = transformers.TrainingArguments(
         output_dir=str(run / CHECKPOINTS),
         num_train_epochs=settings.epochs,
@@ -225,7 +222,7 @@ def finetune(
         args=arguments,
         train_dataset=rows,
         data_collator=partial(collate, no_item=len(items), decoder_start=recommender.decoder_start),
-        optimizers=(optimizer, None),
+        make_optimizer=lambda: torch.optim.AdamW(groups, fused=True),
         callbacks=[MarkComplete(), stopper, ShowProgress(rows.num_targets), *([keeper] if keeper else [])],
     )
     if keeper:
@@ -243,7 +240,8 @@ def finetune(
     if resume:
         say(f"  going on from {Path(resume).name}")
     else:
-        estimate(trainer, rows, share, math.ceil(len(rows) / settings.batch_size * settings.epochs))
+        steps = math.ceil(len(rows) / settings.batch_size * settings.epochs)
+        estimate(trainer, rows, share, settings.max_steps or steps)
     began = time.perf_counter()
     trainer.train(resume_from_checkpoint=resume)
     losses = [(entry["step"], entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
@@ -256,11 +254,13 @@ def finetune(
         )
     best = keeper.load_best(recommender) if keeper else None
     validations = keeper.found if keeper else []
+    with whole_weights(recommender):
+        if is_main_process():
+            recommender.save(run / MODEL)
     if is_main_process():
         draw_curves(run / CURVES, losses, validations)
         items.write(run / ITEMS)
         index.save(run / INDEX)
-        recommender.save(run / MODEL)
         held_out = split.test
         columns = {"user_id": held_out.user_ids, "history": held_out.histories, "targets": held_out.targets}
         with atomic_path(run / HISTORIES) as part:

@@ -1,10 +1,17 @@
-"""Whether training runs as its launcher was told; accelerate and transformers fall back without a word."""
+"""Whether training runs as its launcher was told, and weights that an engine has divided among processes.
+
+accelerate and transformers fall back to something else without a word where they cannot do what was asked.
+"""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import TrainerCallback
 
 from genrec.core.errors import RunError
@@ -80,3 +87,21 @@ class _Wrapped(TrainerCallback):
                 f"{found.__name__}. Allowed are wrappers of the kind {', '.join(sorted(self.wrappers))}. Use {PLAIN}, and "
                 "report this with the versions of accelerate and transformers."
             )
+
+
+@contextmanager
+def whole_weights(model: nn.Module) -> Iterator[None]:
+    """Has every trained weight whole in every process while it lasts; every process has to enter.
+
+    ZeRO-3 and FSDP2 leave a part of each weight in each process: what one process saved of it would be empty or broken.
+    """
+    with ExitStack() as stack:
+        if divided := [weight for weight in model.parameters() if weight.requires_grad and hasattr(weight, "ds_id")]:
+            import deepspeed
+
+            stack.enter_context(deepspeed.zero.GatheredParameters(divided))
+        for part in model.modules():
+            if isinstance(part, FSDPModule):
+                part.unshard()
+                stack.callback(part.reshard)
+        yield
