@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import nn
-from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
 from genrec.core.errors import RunError
@@ -36,8 +36,8 @@ def check_launch(trainer: Any, processes: int) -> None:
 
     Raises:
         RunError: If fewer or more processes would train than were asked for, if accelerate left out DeepSpeed, FSDP or
-            Megatron-LM (without an accelerator it does so in silence), or if transformers would spread the batch of one process over
-            several GPUs.
+            Megatron-LM (FSDP without an accelerator, all of them with ``use_cpu``), or if transformers would spread the batch of one
+            process over several GPUs.
     """
     # Asked for several processes on CPUs, accelerate's launcher leaves it to MPI and starts one; it then says where they
     # would have met, and not how many they are.
@@ -61,7 +61,8 @@ def check_launch(trainer: Any, processes: int) -> None:
         whole = "one process" if processes == 1 else f"{processes} processes, each with the whole model"
         raise RunError(
             f"The launcher was asked for {engine}, but training would go on without it, in {whole} ({there} on "
-            f"{trainer.args.device.type}): accelerate has {engine} on accelerators only. Use a machine that has one, or {PLAIN}."
+            f"{trainer.args.device.type}): accelerate leaves {engine} out here without a word. Use a machine with a GPU and a "
+            f"configuration without use_cpu, or {PLAIN}."
         )
     if trainer.args.n_gpu > 1:
         raise RunError(
@@ -96,12 +97,18 @@ def whole_weights(model: nn.Module) -> Iterator[None]:
     ZeRO-3 and FSDP2 leave a part of each weight in each process: what one process saved of it would be empty or broken.
     """
     with ExitStack() as stack:
-        if divided := [weight for weight in model.parameters() if weight.requires_grad and hasattr(weight, "ds_id")]:
+        if divided := [
+            weight for weight in model.parameters() if weight.requires_grad and hasattr(weight, "ds_id")
+        ]:
             import deepspeed
 
             stack.enter_context(deepspeed.zero.GatheredParameters(divided))
-        for part in model.modules():
-            if isinstance(part, FSDPModule):
-                part.unshard()
-                stack.callback(part.reshard)
+        whole: dict[nn.Parameter, nn.Parameter] = {}  # a weight that two modules share stays one
+        for module in model.modules():
+            for name, weight in list(module.named_parameters(recurse=False)):
+                if weight.requires_grad and isinstance(weight, DTensor):
+                    if weight not in whole:
+                        whole[weight] = nn.Parameter(weight.full_tensor())
+                    setattr(module, name, whole[weight])
+                    stack.callback(setattr, module, name, weight)
         yield

@@ -66,7 +66,9 @@ class TrainSettings(BaseModel):
     )
     epochs: float = Field(1.0, gt=0, description="Passes over the training rows.")
     max_steps: int | None = Field(
-        None, ge=1, description="Optimizer steps after which training ends, whatever epochs says; null ends by epochs."
+        None,
+        ge=1,
+        description="Optimizer steps after which training ends, whatever epochs says; null ends by epochs.",
     )
     batch_size: int = Field(
         16, ge=1, description="Rows in one optimizer step, over all processes and accumulated batches."
