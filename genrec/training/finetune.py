@@ -231,7 +231,7 @@ def finetune(
         if isinstance(callback, trackers["tensorboard"]):
             callback.logging_dir = str(run / LOGS)
     trainer.remove_callback(transformers.PrinterCallback)
-    check_launch(trainer, processes)
+    check_launch(trainer, processes, validates=keeper is not None)
     # What decides the weights; how often checkpoints are written and what is logged does not.
     decisive = settings.model_dump(exclude={"checkpoint_steps", "report_to"})
     begun = hash_value([backbone, model.model_dump(), decisive, index.hash, rows.hash, data_sha256])

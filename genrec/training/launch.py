@@ -14,7 +14,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
-from genrec.core.errors import RunError
+from genrec.core.errors import RecipeError, RunError
 
 # What accelerate's launcher sets, how the engine is called, its DistributedType, and the classes that wrap a model then.
 ENGINES = {
@@ -25,7 +25,7 @@ ENGINES = {
 PLAIN = "another configuration: recipes/accelerate/gpus_4.yaml for several GPUs, cpu_2.yaml for CPUs"
 
 
-def check_launch(trainer: Any, processes: int) -> None:
+def check_launch(trainer: Any, processes: int, validates: bool = False) -> None:
     """Returns if training has the processes and the engine that its launcher was asked for, else stops.
 
     Whether the model is wrapped by that engine is looked at when training begins, before its first step.
@@ -33,11 +33,13 @@ def check_launch(trainer: Any, processes: int) -> None:
     Args:
         trainer: A transformers Trainer, before ``train``.
         processes: Number of processes that the launcher started.
+        validates: Whether users are ranked while the model is trained.
 
     Raises:
         RunError: If fewer or more processes would train than were asked for, if accelerate left out DeepSpeed, FSDP or
             Megatron-LM (FSDP without an accelerator, all of them with ``use_cpu``), or if transformers would spread the batch of one
             process over several GPUs.
+        RecipeError: If users are to be ranked by a model of which each process has only a part.
     """
     # Asked for several processes on CPUs, accelerate's launcher leaves it to MPI and starts one; it then says where they
     # would have met, and not how many they are.
@@ -69,6 +71,12 @@ def check_launch(trainer: Any, processes: int) -> None:
             f"One process was started and sees {trainer.args.n_gpu} GPUs, over which transformers would spread each batch. "
             "Use accelerate launch --config_file recipes/accelerate/gpus_4.yaml (--num_processes for another number), or "
             "show it one: CUDA_VISIBLE_DEVICES=0."
+        )
+    state = trainer.accelerator.state
+    if validates and (there == "FSDP" or (there == "DEEPSPEED" and state.deepspeed_plugin.zero_stage == 3)):
+        raise RecipeError(
+            f"train.validate_steps ranks users with the model, of which each process has only a part under {engine}. Set "
+            "train.validate_steps=0, or take recipes/accelerate/gpus_4_zero2.yaml or gpus_4.yaml, which leave it whole."
         )
     if kind or processes > 1:
         trainer.add_callback(_Wrapped(trainer, engine, wrappers))

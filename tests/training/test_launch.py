@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import yaml
 
-from genrec.core.errors import RunError
+from genrec.core.errors import RecipeError, RunError
 
 CONFIGS = Path(__file__).parents[2] / "recipes" / "accelerate"
 SHIPPED = {
@@ -230,12 +230,15 @@ def test_weights_that_fsdp2_divides_are_trained_as_whole_ones_and_come_back_whol
     assert done.returncode == 0, done.stderr
 
 
-def stub(there="MULTI_GPU", processes=2, gpus=1, model=None):
+def stub(there="MULTI_GPU", processes=2, gpus=1, model=None, stage=3):
     """What check_launch reads of a Trainer, for machines that no test has."""
     added = []
     trainer = SimpleNamespace(
         args=SimpleNamespace(world_size=processes, n_gpu=gpus, device=SimpleNamespace(type="cuda")),
-        accelerator=SimpleNamespace(distributed_type=SimpleNamespace(value=there)),
+        accelerator=SimpleNamespace(
+            distributed_type=SimpleNamespace(value=there),
+            state=SimpleNamespace(deepspeed_plugin=SimpleNamespace(zero_stage=stage)),
+        ),
         model_wrapped=model,
         add_callback=added.append,
     )
@@ -293,3 +296,15 @@ def test_one_plain_process_passes(plain_environment):
     trainer, added = stub("NO", 1)
     check_launch(trainer, 1)
     assert not added
+
+
+@pytest.mark.parametrize(("variable", "there"), [("DEEPSPEED", "DEEPSPEED"), ("FSDP", "FSDP")])
+def test_ranking_while_training_needs_the_model_whole(variable, there, plain_environment):
+    from genrec.training.launch import check_launch
+
+    plain_environment.setenv(f"ACCELERATE_USE_{variable}", "true")
+    with pytest.raises(RecipeError, match=r"each process has only a part.*train\.validate_steps=0"):
+        check_launch(stub(there)[0], 2, validates=True)
+    check_launch(stub(there)[0], 2)
+    if there == "DEEPSPEED":
+        check_launch(stub(there, stage=2)[0], 2, validates=True)
