@@ -105,6 +105,7 @@ class RecommenderModel(nn.Module):
                 warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
                 self.peft = get_peft_model(backbone, LoraConfig(**about["lora"]))
         self.backbone = backbone
+        self._no_split_modules = backbone._no_split_modules  # the layers by which FSDP divides a model
         for row in self._rows().values():
             row.requires_grad_(True)
 

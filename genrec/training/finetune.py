@@ -75,7 +75,8 @@ def finetune(
     Raises:
         ModelError: If the backbone cannot be read.
         RecipeError: If the batch cannot be divided over processes and accumulation.
-        RunError: If the disk refuses, or the loss becomes NaN.
+        RunError: If the disk refuses, the loss becomes NaN, or training would not run as its launcher was told
+            (``check_launch``).
         Stopped: If the process was asked to end by SIGTERM; a checkpoint is there.
     """
     require("peft", "train")
@@ -87,6 +88,7 @@ def finetune(
     from genrec.models.sequence import MODELS, train_sequence
     from genrec.models.vocabulary import initial_rows
     from genrec.training.checkpoints import MarkComplete, StopOnSignal, Stopped, last_checkpoint
+    from genrec.training.launch import check_launch, whole_weights
     from genrec.training.targets import ItemTargets
     from genrec.training.trainer import ItemTrainer, TokenRows, collate
     from genrec.training.watch import KeepBest, ShowProgress, draw_curves, estimate
@@ -177,16 +179,14 @@ def finetune(
 
     own = {id(row) for row in recommender.row_parameters()}
     body = [p for p in recommender.parameters() if p.requires_grad and id(p) not in own]
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": body, "lr": settings.learning_rate, "weight_decay": settings.weight_decay},
-            {"params": recommender.row_parameters(), "lr": settings.rows_learning_rate, "weight_decay": 0.0},
-        ],
-        fused=True,
-    )
+    groups = [
+        {"params": body, "lr": settings.learning_rate, "weight_decay": settings.weight_decay},
+        {"params": recommender.row_parameters(), "lr": settings.rows_learning_rate, "weight_decay": 0.0},
+    ]
     arguments = transformers.TrainingArguments(
         output_dir=str(run / CHECKPOINTS),
         num_train_epochs=settings.epochs,
+        max_steps=settings.max_steps or -1,
         per_device_train_batch_size=share,
         gradient_accumulation_steps=settings.accumulation,
         lr_scheduler_type="linear",
@@ -222,7 +222,7 @@ def finetune(
         args=arguments,
         train_dataset=rows,
         data_collator=partial(collate, no_item=len(items), decoder_start=recommender.decoder_start),
-        optimizers=(optimizer, None),
+        make_optimizer=lambda: torch.optim.AdamW(groups, fused=True),
         callbacks=[MarkComplete(), stopper, ShowProgress(rows.num_targets), *([keeper] if keeper else [])],
     )
     if keeper:
@@ -231,11 +231,7 @@ def finetune(
         if isinstance(callback, trackers["tensorboard"]):
             callback.logging_dir = str(run / LOGS)
     trainer.remove_callback(transformers.PrinterCallback)
-    if trainer.args.world_size != processes:
-        raise RunError(
-            f"{processes} processes were asked for, but training would use {trainer.args.world_size}. "
-            "Check the accelerate configuration."
-        )
+    check_launch(trainer, processes, validates=keeper is not None)
     # What decides the weights; how often checkpoints are written and what is logged does not.
     decisive = settings.model_dump(exclude={"checkpoint_steps", "report_to"})
     begun = hash_value([backbone, model.model_dump(), decisive, index.hash, rows.hash, data_sha256])
@@ -244,7 +240,8 @@ def finetune(
     if resume:
         say(f"  going on from {Path(resume).name}")
     else:
-        estimate(trainer, rows, share, math.ceil(len(rows) / settings.batch_size * settings.epochs))
+        steps = math.ceil(len(rows) / settings.batch_size * settings.epochs)
+        estimate(trainer, rows, share, settings.max_steps or steps)
     began = time.perf_counter()
     trainer.train(resume_from_checkpoint=resume)
     losses = [(entry["step"], entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
@@ -257,11 +254,13 @@ def finetune(
         )
     best = keeper.load_best(recommender) if keeper else None
     validations = keeper.found if keeper else []
+    with whole_weights(recommender):
+        if is_main_process():
+            recommender.save(run / MODEL)
     if is_main_process():
         draw_curves(run / CURVES, losses, validations)
         items.write(run / ITEMS)
         index.save(run / INDEX)
-        recommender.save(run / MODEL)
         held_out = split.test
         columns = {"user_id": held_out.user_ids, "history": held_out.histories, "targets": held_out.targets}
         with atomic_path(run / HISTORIES) as part:

@@ -65,6 +65,11 @@ class TrainSettings(BaseModel):
         0.5, ge=0, le=1, description="Share of the teachers in the loss, where there are any."
     )
     epochs: float = Field(1.0, gt=0, description="Passes over the training rows.")
+    max_steps: int | None = Field(
+        None,
+        ge=1,
+        description="Optimizer steps after which training ends, whatever epochs says; null ends by epochs.",
+    )
     batch_size: int = Field(
         16, ge=1, description="Rows in one optimizer step, over all processes and accumulated batches."
     )

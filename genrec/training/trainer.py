@@ -25,6 +25,7 @@ from genrec.core.processes import any_of_them, is_main_process, wait
 from genrec.core.progress import say
 from genrec.models.recommender_model import RecommenderModel
 from genrec.training.checkpoints import WEIGHTS
+from genrec.training.launch import whole_weights
 from genrec.training.targets import ItemTargets
 
 
@@ -153,10 +154,23 @@ class ItemTrainer(Trainer):
     """A Trainer whose checkpoints hold what is trained, and whose order ignores the number of processes."""
 
     def __init__(
-        self, *, step_rows: int, targets: ItemTargets, teacher_weight: float, **arguments: Any
+        self,
+        *,
+        step_rows: int,
+        targets: ItemTargets,
+        teacher_weight: float,
+        make_optimizer: Callable[[], torch.optim.Optimizer],
+        **arguments: Any,
     ) -> None:
         self._step_rows, self._targets, self._teacher_weight = step_rows, targets, teacher_weight
+        self._make_optimizer = make_optimizer
         super().__init__(**arguments)
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:  # noqa: ARG002
+        """Returns our optimizer, made once; one handed to a Trainer is replaced under DeepSpeed and refused under FSDP."""
+        if self.optimizer is None:
+            self.optimizer = self._make_optimizer()
+        return self.optimizer
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *arguments: Any, **options: Any) -> Any:
         """Returns the model's loss, with what ``ItemTargets`` says of each label."""
@@ -185,7 +199,9 @@ class ItemTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:  # noqa: ARG002
         # Every process is asked to save; two that replaced the folder at once would stop each other. It is a folder
         # of its own, since save replaces it whole, and other processes write beside it.
-        if self.args.should_save:
+        with whole_weights(self._model):
+            if not self.args.should_save:
+                return
             self._model.save(Path(output_dir or str(self.args.output_dir)) / WEIGHTS)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:

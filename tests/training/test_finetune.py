@@ -255,32 +255,41 @@ def test_a_checkpoint_keeps_what_another_process_wrote_first(
 CONFIG = Path(__file__).parents[2] / "recipes" / "accelerate" / "cpu_2.yaml"
 
 
-def test_two_processes_train_and_rank_as_one_with_twice_the_batch(tiny_backbone, log, items, tmp_path):
-    """The recipe gives the rows of a step; on two processes each takes half of them."""
-    one = write_recipe(tmp_path, tiny_backbone, log, items, "one", 2)
-    two = write_recipe(tmp_path, tiny_backbone, log, items, "two", 2)
-    process = genrec("run", one, "train.lora_dropout=0")
-    out, _ = process.communicate()
-    assert process.returncode == 0, out
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIG)]
-    command += ["--main_process_port", "29617", "-m", "genrec", "run", str(two), "train.lora_dropout=0"]
-    done = subprocess.run(
-        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=240
-    )
-    assert done.returncode == 0, done.stderr
-    reports = [json.loads((tmp_path / run / "metrics.json").read_text()) for run in ("one", "two")]
-    assert [r["training"]["processes"] for r in reports] == [1, 2]
-    assert reports[0]["training"]["num_steps"] == reports[1]["training"]["num_steps"]
-    assert reports[0]["model"] == reports[1]["model"]
+def test_processes_and_accumulation_only_divide_a_step(tiny_backbone, log, items, tmp_path):
+    """A recipe gives the rows of a step: one process takes four, two take two each, or one takes one four times."""
     import pyarrow.parquet as pq
     from safetensors.torch import load_file
 
-    tables = [pq.read_table(tmp_path / run / "rankings.parquet") for run in ("one", "two")]
-    assert tables[0]["item_ids"].to_pylist() == tables[1]["item_ids"].to_pylist()
-    assert np.allclose(*(np.array(t["scores"].to_pylist()) for t in tables), atol=1e-4)
+    launcher = [
+        "accelerate.commands.launch",
+        "--config_file",
+        str(CONFIG),
+        "--main_process_port",
+        "29617",
+        "-m",
+    ]
+    runs = {"one": ([], 1), "two": (launcher, 1), "four": ([], 4)}
+    for name, (launch, accumulation) in runs.items():
+        recipe = write_recipe(tmp_path, tiny_backbone, log, items, name, 1)
+        told = [f"train.accumulation={accumulation}", "train.lora_dropout=0", "train.batch_size=4"]
+        command = [sys.executable, "-m", *launch, "genrec", "run", str(recipe), *told]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+        assert done.returncode == 0, done.stderr
+    reports = [json.loads((tmp_path / run / "metrics.json").read_text()) for run in runs]
+    assert [r["training"]["processes"] for r in reports] == [1, 2, 1]
+    losses = [json.loads((tmp_path / run / "training.json").read_text())["losses"] for run in runs]
+    assert len(losses[0]) >= 3
+    tables = [pq.read_table(tmp_path / run / "rankings.parquet") for run in runs]
+    for other in (1, 2):
+        assert reports[0]["training"]["num_steps"] == reports[other]["training"]["num_steps"]
+        assert reports[0]["model"] == reports[other]["model"]
+        assert np.allclose(losses[0], losses[other], atol=1e-4)
+        assert tables[0]["item_ids"].to_pylist() == tables[other]["item_ids"].to_pylist()
+        assert np.allclose(*(np.array(tables[t]["scores"].to_pylist()) for t in (0, other)), atol=1e-4)
     for name in ("adapter_model.safetensors", "identifier_rows.safetensors"):
-        a, b = (load_file(tmp_path / run / "model" / name) for run in ("one", "two"))
-        assert all(np.allclose(a[key], b[key], atol=1e-4) for key in a)
+        a, *others = (load_file(tmp_path / run / "model" / name) for run in runs)
+        assert all(np.allclose(a[key], b[key], atol=1e-4) for b in others for key in a)
 
 
 def test_a_batch_that_cannot_be_divided_is_refused(tiny_backbone, log, items, tmp_path):
@@ -312,16 +321,6 @@ def test_a_full_disk_while_saving_is_a_clear_error(tiny_backbone, log, items, tm
     with pytest.raises(RunError, match=r"No space left on device.*Nothing half-written"):
         tuned(tiny_backbone, log, items, tmp_path / "run", epochs=0.1)
     assert not (tmp_path / "run" / "model").exists()
-
-
-def test_accumulated_batches_are_one_large_batch(tiny_backbone, log, items, tmp_path):
-    from safetensors.torch import load_file
-
-    one = tuned(tiny_backbone, log, items, tmp_path / "one", epochs=1, batch_size=16)
-    two = tuned(tiny_backbone, log, items, tmp_path / "two", epochs=1, batch_size=16, accumulation=4)
-    for name in ("adapter_model.safetensors", "identifier_rows.safetensors"):
-        a, b = (load_file(run / "model" / name) for run in (one, two))
-        assert all(np.allclose(a[key], b[key], atol=2e-4) for key in a)
 
 
 def test_an_index_of_another_catalogue_is_refused(tiny_backbone, log, items, tmp_path):
