@@ -313,16 +313,24 @@ class RecommenderModel(nn.Module):
             keep: Whether ``go_on`` will be called.
         """
         device = self.token_level.device
+        # On the left before a decoder: a layer that sees a window of the last tokens (Mistral's, Gemma's) would see
+        # padding in it otherwise, and nothing of a short prompt beside a long one.
+        side = "right" if self.is_encoder_decoder else "left"
 
         def padded(rows: Sequence[Sequence[int]]) -> torch.Tensor:
             found = [torch.tensor(row, dtype=torch.long) for row in rows]
-            return nn.utils.rnn.pad_sequence(found, batch_first=True).to(device)
+            return nn.utils.rnn.pad_sequence(found, batch_first=True, padding_side=side).to(device)
 
-        ids, lengths = padded(prompts), torch.tensor([len(prompt) for prompt in prompts], device=device)
-        mask = (torch.arange(ids.shape[1], device=device) < lengths[:, None]).long()
+        ids, mask = padded(prompts), padded([[1] * len(prompt) for prompt in prompts])
+        lengths = mask.sum(1)
         if not self.is_encoder_decoder:
-            output = self.backbone.base_model(input_ids=ids, attention_mask=mask, use_cache=keep)
-            last = output.last_hidden_state[torch.arange(len(ids), device=device), lengths - 1][:, None]
+            output = self.backbone.base_model(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=(mask.cumsum(1) - 1).clamp(min=0),
+                use_cache=keep,
+            )
+            last = output.last_hidden_state[:, -1:]
             return self._scaled(last), Prefixes(output.past_key_values, mask, lengths)
         encoded = self._encode(ids, mask, None if whole_words is None else padded(whole_words))
         start = torch.full((len(ids), 1), cast(int, self.decoder_start), device=device)
@@ -695,7 +703,7 @@ def _around_the_head(backbone: PreTrainedModel) -> tuple[float, float | None]:
     width, vocabulary = backbone.get_input_embeddings().weight.shape[1], len(head.weight)
     device, seq2seq = backbone.device, bool(backbone.config.is_encoder_decoder)
     states = torch.linspace(-3, 4, 4 * width, device=device, dtype=backbone.dtype).view(1, 4, width)
-    raw = torch.tensor([1e6, -40.0, 3.0, 25.0], device=device)[:, None].expand(1, 4, vocabulary)
+    raw = torch.tensor([1e6, 2e6, -40.0, 3.0], device=device)[:, None].expand(1, 4, vocabulary)
     seen: list[torch.Tensor] = []
 
     def body(*_: Any, **__: Any) -> _Read:
@@ -718,8 +726,8 @@ def _around_the_head(backbone: PreTrainedModel) -> tuple[float, float | None]:
     scale = cap = None
     if len(seen) == 1 and seen[0].shape == states.shape and logits.shape == raw.shape:
         scale = _factor(seen[0], states, width**-0.5)
-        if (top := float(logits[0, 0, 0])) < 1e5:
-            cap = top
+        if torch.allclose(logits[:, 0], logits[:, 1]):
+            cap = float(logits[0, 0, 0])
             after = 1.0 if torch.allclose(logits, cap * torch.tanh(raw / cap), rtol=1e-2) else None
         else:
             after = _factor(logits, raw)
