@@ -97,6 +97,11 @@ def load_backbone(
             options["device_map"] = {"": process_state().device}  # else all processes take the first GPU
         with quiet():
             model = _class_of(config).from_pretrained(source, config=config, dtype=kind, **options)
+        for layer in model.modules():
+            # On a CPU with bfloat16 bitsandbytes 0.50 turns a layer's weights round at the first prediction, for good and
+            # with its scales rounded: trained on after that, layers before it get no gradient, and no error says so.
+            if hasattr(layer, "support_avx512bf16_for_cpu"):
+                layer.support_avx512bf16_for_cpu = False
         return model, transformers.AutoTokenizer.from_pretrained(source)
 
 

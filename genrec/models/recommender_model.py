@@ -561,9 +561,9 @@ class RecommenderModel(nn.Module):
         if _is_four_bit(backbone):
             _dequantise(backbone)
         backbone.float()
+        join_vocabulary(backbone)  # first, since peft unties embeddings that it does not see tied
         if adapter is not None:
             backbone = cast(PreTrainedModel, adapter.merge_and_unload())
-        join_vocabulary(backbone)
         backbone.to(self.backbone.dtype if dtype == "auto" else resolve_dtype(dtype))
         with atomic_path(folder) as part:
             try:
