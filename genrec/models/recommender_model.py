@@ -564,7 +564,7 @@ class RecommenderModel(nn.Module):
         join_vocabulary(backbone)  # first, since peft unties embeddings that it does not see tied
         if adapter is not None:
             backbone = cast(PreTrainedModel, adapter.merge_and_unload())
-        backbone.to(self.backbone.dtype if dtype == "auto" else resolve_dtype(dtype))
+        nn.Module.to(backbone, self.backbone.dtype if dtype == "auto" else resolve_dtype(dtype))
         with atomic_path(folder) as part:
             try:
                 with quiet():
@@ -619,7 +619,7 @@ class RecommenderModel(nn.Module):
             raise ModelError(
                 f"{about['backbone']} has the shape {now} now; {folder} was trained on {about['shape']}."
             )
-        rows = torch.zeros(len(index.tokens), backbone.get_input_embeddings().weight.shape[1])
+        rows = torch.zeros(len(index.tokens), _width(backbone))
         model = cls(backbone, tokenizer, index, about, rows)
         model.load_weights(folder)
         return model.to(process_state().device).eval()
@@ -627,6 +627,10 @@ class RecommenderModel(nn.Module):
 
 def _shape(backbone: PreTrainedModel) -> dict[str, Any]:
     return {k: getattr(backbone.config, k, None) for k in ("model_type", "hidden_size", "vocab_size")}
+
+
+def _width(backbone: PreTrainedModel) -> int:
+    return cast(nn.Embedding, backbone.get_input_embeddings()).weight.shape[1]
 
 
 def _is_four_bit(backbone: PreTrainedModel) -> bool:
@@ -664,7 +668,8 @@ def _dequantise(backbone: PreTrainedModel) -> None:
         base = getattr(layer, "base_layer", layer)
         if not isinstance(base, bnb.nn.Linear4bit) or name.endswith(".base_layer"):
             continue
-        weight = bnb.functional.dequantize_4bit(base.weight.data, base.weight.quant_state).float()
+        quantised: Any = base.weight
+        weight = bnb.functional.dequantize_4bit(quantised.data, quantised.quant_state).float()
         if base is not layer:
             weight = weight + layer.get_delta_weight("default").float()
         plain: nn.Module
@@ -676,8 +681,9 @@ def _dequantise(backbone: PreTrainedModel) -> None:
         if base.bias is not None:
             plain.bias = nn.Parameter(base.bias.detach())
         backbone.set_submodule(name, plain)
-    backbone.hf_quantizer.remove_quantization_config(backbone)
-    backbone.is_loaded_in_4bit = False
+    quantiser: Any = backbone.hf_quantizer
+    quantiser.remove_quantization_config(backbone)
+    del backbone.is_loaded_in_4bit
 
 
 class _Read(BaseModelOutputWithPastAndCrossAttentions):
@@ -700,7 +706,7 @@ def _around_the_head(backbone: PreTrainedModel) -> tuple[float, float | None]:
         ModelError: If it does anything else.
     """
     head = backbone.get_output_embeddings()
-    width, vocabulary = backbone.get_input_embeddings().weight.shape[1], len(head.weight)
+    width, vocabulary = _width(backbone), len(head.weight)
     device, seq2seq = backbone.device, bool(backbone.config.is_encoder_decoder)
     states = torch.linspace(-3, 4, 4 * width, device=device, dtype=backbone.dtype).view(1, 4, width)
     raw = torch.tensor([1e6, 2e6, -40.0, 3.0], device=device)[:, None].expand(1, 4, vocabulary)
