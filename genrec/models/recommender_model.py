@@ -564,7 +564,7 @@ class RecommenderModel(nn.Module):
         join_vocabulary(backbone)  # first, since peft unties embeddings that it does not see tied
         if adapter is not None:
             backbone = cast(PreTrainedModel, adapter.merge_and_unload())
-        nn.Module.to(backbone, self.backbone.dtype if dtype == "auto" else resolve_dtype(dtype))
+        nn.Module.to(backbone, resolve_dtype(self.about["dtype"] if dtype == "auto" else dtype))
         with atomic_path(folder) as part:
             try:
                 with quiet():

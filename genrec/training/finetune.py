@@ -190,7 +190,8 @@ def finetune(
         gradient_accumulation_steps=settings.accumulation,
         lr_scheduler_type="linear",
         warmup_steps=settings.warmup_steps,
-        bf16=lm.dtype == torch.bfloat16,  # beside bfloat16 weights the adapter is multiplied in it too
+        # Beside bfloat16 weights the adapter is multiplied in it too. Not lm.dtype: that is of the float32 rows.
+        bf16=recommender.about["dtype"] == "bfloat16",
         max_grad_norm=settings.max_grad_norm,
         activation_checkpointing=settings.gradient_checkpointing,
         logging_steps=10,

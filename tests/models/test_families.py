@@ -3,13 +3,14 @@
 import pytest
 import torch
 import transformers
-from conftest import tiny_tokenizer
 
 from genrec.decoding.beam import ConstrainedDecoder
 from genrec.indexing import ItemIndex
 from genrec.models.backbone import load_backbone
 from genrec.models.recommender_model import RecommenderModel
 from genrec.tasks import Renderer
+
+from conftest import tiny_tokenizer
 
 CODES = {f"i{n}": (f"<a_{n % 4}>", f"<b_{n // 4}>") for n in range(11)}
 SIZE = {

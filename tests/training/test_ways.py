@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from conftest import tiny_tokenizer
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from genrec.core.errors import MissingExtraError, ModelError, RecipeError
@@ -22,6 +21,8 @@ from genrec.recipe import parse_recipe
 from genrec.serving import Recommender
 from genrec.tasks import Renderer, TaskSettings, build_dataset
 from genrec.training import ModelSettings, TrainSettings, finetune
+
+from conftest import tiny_tokenizer
 
 CODES = {f"i{n}": (f"<a_{n % 4}>", f"<b_{n // 4}>") for n in range(11)}
 INDEX = ItemIndex("mine", CODES)
@@ -343,6 +344,38 @@ def test_a_run_by_keys_alone(kind, keys, tiny_backbone, tiny_t5, log, items, tmp
     folder = recommender.merge_and_save(tmp_path / "merged")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert tokenizer.convert_tokens_to_ids(list(index.tokens))[-1] == len(tokenizer) - 1
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_adapter_is_multiplied_in_the_type_of_the_weights(
+    dtype, tiny_t5, log, items, tmp_path, monkeypatch
+):
+    forward, seen = RecommenderModel.forward, set()
+
+    def watched(self, *arguments, **inputs):
+        seen.add(torch.is_autocast_enabled("cpu"))
+        return forward(self, *arguments, **inputs)
+
+    monkeypatch.setattr(RecommenderModel, "forward", watched)
+    split = leave_one_out(log)
+    index = build_index("independent", items, split.train)
+    tasks = TaskSettings(form="windows", max_history=4)
+    data = build_dataset(split, items, index, tasks)
+    run = finetune(
+        tiny_t5,
+        data,
+        index,
+        items,
+        split,
+        tmp_path / "run",
+        tasks=tasks,
+        model=ModelSettings(dtype=dtype),
+        settings=TrainSettings(epochs=0.02, checkpoint_steps=0),
+    )
+    assert seen == {dtype == "bfloat16"}
+    Recommender.from_pretrained(run).merge_and_save(tmp_path / "merged")
+    assert str(AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "merged").dtype) == f"torch.{dtype}"
 
 
 @pytest.mark.model
