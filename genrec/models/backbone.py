@@ -39,6 +39,9 @@ def load_backbone(
     dtype: Dtype = "auto",
     new: NewModelSettings | None = None,
     seed: int = 0,
+    *,
+    four_bit: bool = False,
+    double_quantisation: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Returns a language model, causal or encoder-decoder, and its tokenizer.
 
@@ -48,13 +51,22 @@ def load_backbone(
         dtype: ``"auto"`` is bfloat16 where the machine multiplies it natively, else float32.
         new: Size of the model that ``"new"`` is; default ``NewModelSettings()``.
         seed: Of the weights of a new model.
+        four_bit: Whether the linear layers of the body are held in 4-bit NF4 (Dettmers et al., QLoRA, 2023) and
+            multiplied in ``dtype``; embeddings and output layer stay as they are. They can only be read then.
+        double_quantisation: Whether the scales of the 4-bit blocks are quantised themselves.
 
     Raises:
         ModelError: If it cannot be read, writes no text, or has fewer layers than asked for.
-        MissingExtraError: If transformers is not installed.
+        MissingExtraError: If transformers is not installed, or bitsandbytes where 4 bits are asked for.
     """
     transformers = require("transformers", "train")
+    if four_bit:
+        require("bitsandbytes", "quantization")
     if name == NEW:
+        if four_bit:
+            raise ModelError(
+                "A new model's weights are trained, which 4-bit weights cannot be. Leave 4 bits out."
+            )
         return _new_backbone(new, layers, seed)
     with _readable(name):
         source = _resolve(name)
@@ -74,10 +86,22 @@ def load_backbone(
         # On a CPU the backward pass of torch's fused attention took 10 times as long in bfloat16 as the
         # plain one (16 rows of 51 tokens, 9 heads: 82 ms of a step of 600 ms).
         plain = str(kind) == "torch.bfloat16" and process_state().device.type == "cpu"
-        with _quiet():
-            model = _class_of(config).from_pretrained(
-                source, config=config, dtype=kind, attn_implementation="eager" if plain else None
+        options: dict[str, Any] = {"attn_implementation": "eager" if plain else None}
+        if four_bit:
+            options["quantization_config"] = transformers.BitsAndBytesConfig(
+                load_in_4bit=True,
+                bnb_4bit_quant_type="nf4",
+                bnb_4bit_compute_dtype=kind,
+                bnb_4bit_use_double_quant=double_quantisation,
             )
+            options["device_map"] = {"": process_state().device}  # else all processes take the first GPU
+        with quiet():
+            model = _class_of(config).from_pretrained(source, config=config, dtype=kind, **options)
+        for layer in model.modules():
+            # On a CPU with bfloat16 bitsandbytes 0.50 turns a layer's weights round at the first prediction, for good and
+            # with its scales rounded: trained on after that, layers before it get no gradient, and no error says so.
+            if hasattr(layer, "support_avx512bf16_for_cpu"):
+                layer.support_avx512bf16_for_cpu = False
         return model, transformers.AutoTokenizer.from_pretrained(source)
 
 
@@ -222,7 +246,7 @@ def _unpack_gguf(path: Path) -> Path:
     if folder.exists():
         return folder
     require("gguf", "train")
-    with timed(f"unpacking {path.name} (once)"), _quiet():
+    with timed(f"unpacking {path.name} (once)"), quiet():
         source, name = str(path.parent), path.name
         config = transformers.AutoConfig.from_pretrained(source, gguf_file=name)
         model = _class_of(config).from_pretrained(source, gguf_file=name, dtype="float32")
@@ -237,7 +261,7 @@ def _unpack_gguf(path: Path) -> Path:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silences transformers' notes on unused layers and weights while a model is read."""
     from transformers.utils import logging
 

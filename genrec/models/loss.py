@@ -28,6 +28,7 @@ class _CrossEntropy(torch.autograd.Function):
         left_out: torch.Tensor,
         soft_targets: torch.Tensor | None,
         soft_weight: float,
+        cap: float | None,
     ) -> torch.Tensor:
         size = rows_at_once(len(weight), states.device)
         hard_weight = 1.0 if soft_targets is None else 1.0 - soft_weight
@@ -40,6 +41,11 @@ class _CrossEntropy(torch.autograd.Function):
             part, target = states[rows], targets[rows, None]
             scores, logs = scores[: len(part)], logs[: len(part)]
             torch.mm(part, weight.T, out=scores)
+            slope = None
+            if cap is not None:
+                scores.div_(cap).tanh_()
+                slope = 1 - scores.square()
+                scores.mul_(cap)
             if left_out.dtype == torch.bool:
                 scores.masked_fill_(left_out[rows], float("-inf"))
             else:
@@ -53,6 +59,8 @@ class _CrossEntropy(torch.autograd.Function):
                 grads.sub_(told, alpha=soft_weight)
                 logs.nan_to_num_(nan=float("nan"), neginf=0.0)  # or 0 times minus infinity would be NaN
                 loss -= soft_weight * logs.mul_(told).sum()
+            if slope is not None:
+                grads.mul_(slope)
             torch.mm(grads, weight, out=d_states[rows])
             d_weight.addmm_(grads.T, part)
         ctx.save_for_backward(d_states, d_weight)
@@ -61,7 +69,7 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         d_states, d_weight = ctx.saved_tensors
-        return d_states * grads[0], d_weight * grads[0], None, None, None, None
+        return d_states * grads[0], d_weight * grads[0], None, None, None, None, None
 
 
 def cross_entropy(
@@ -71,6 +79,7 @@ def cross_entropy(
     left_out: torch.Tensor,
     soft_targets: torch.Tensor | None = None,
     soft_weight: float = 0.0,
+    cap: float | None = None,
 ) -> torch.Tensor:
     """Returns the sum over targets of -log softmax(states @ weight.T)[target], without what is left out.
 
@@ -84,7 +93,8 @@ def cross_entropy(
             candidates ``(targets, 1 or more)``, filled up with one that is nobody's target.
         soft_targets: ``(targets, candidates)`` distributions that give nothing to what is left out, or None.
         soft_weight: Their share of the loss, 0 to 1.
+        cap: Where a score s becomes ``cap * tanh(s / cap)`` first, as Gemma 2's does; else None.
     """
     # Under autocast the scores would be rounded to bfloat16 in training, and not in serving.
     with torch.autocast(states.device.type, enabled=False):
-        return _CrossEntropy.apply(states, weight, targets, left_out, soft_targets, soft_weight)
+        return _CrossEntropy.apply(states, weight, targets, left_out, soft_targets, soft_weight, cap)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import warnings
 from collections.abc import Sequence
@@ -16,17 +17,20 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+from transformers.pytorch_utils import Conv1D
 
-from genrec.core.errors import DataError, ModelError, RunError
+from genrec.core.errors import DataError, ModelError, RunError, nearest
 from genrec.core.files import atomic_path, read_json
 from genrec.core.processes import process_state
 from genrec.indexing import ItemIndex
-from genrec.models.backbone import Dtype, load_backbone
+from genrec.models.backbone import Dtype, load_backbone, quiet, resolve_dtype
 from genrec.models.loss import cross_entropy
 from genrec.models.settings import NewModelSettings
-from genrec.models.vocabulary import ExtendedEmbedding, extend_vocabulary, new_rows
+from genrec.models.vocabulary import ExtendedEmbedding, extend_vocabulary, join_vocabulary, new_rows
 
-Adapter = Literal["lora", "full"]
+Adapter = Literal["full", "lora", "qlora", "dora"]
+SoftmaxOver = Literal["level", "vocabulary"]
 
 ABOUT_FILE = "genrec_model.json"
 ROWS_FILE = "identifier_rows.safetensors"
@@ -67,7 +71,7 @@ class RecommenderModel(nn.Module):
     Attributes:
         whole_words: ``(512, width)`` vectors of words by their number, added to the tokens of an encoder-decoder's prompt, or
             None. The last row is that of all words from its number on.
-        backbone: The model with identifier rows and, for ``"lora"``, adapters injected in place.
+        backbone: The model with identifier rows and, but for ``"full"``, adapters injected in place.
         tokenizer: Its tokenizer, identifier tokens included.
         about: What ``load`` needs to build it again: backbone name, layers, adapter settings, hashes of index and data.
         token_level: ``(new tokens,)`` level of each identifier token.
@@ -86,7 +90,7 @@ class RecommenderModel(nn.Module):
     ) -> None:
         super().__init__()
         self.is_encoder_decoder = bool(backbone.config.is_encoder_decoder)
-        self._scale = _scale_before_head(backbone) if self.is_encoder_decoder else 1.0
+        self._scale, self._cap = _around_the_head(backbone)
         extend_vocabulary(backbone, tokenizer, index.tokens, rows)
         self.whole_words: nn.Parameter | None = None
         if about.get("whole_words"):
@@ -98,7 +102,7 @@ class RecommenderModel(nn.Module):
         other_level = torch.arange(index.num_levels)[:, None] != self.token_level
         self.register_buffer("_other_level", other_level, persistent=False)
         self.peft: PeftModel | None = None
-        if about["adapter"] == "lora":
+        if about["adapter"] != "full":
             backbone.requires_grad_(False)
             with warnings.catch_warnings():
                 # peft 0.21 asks transformers 5.23 for a property under its old name.
@@ -124,6 +128,9 @@ class RecommenderModel(nn.Module):
         lora_r: int = 16,
         lora_alpha: int = 32,
         lora_dropout: float = 0.0,
+        lora_targets: Sequence[str] = (),
+        double_quantisation: bool = False,
+        softmax_over: SoftmaxOver = "level",
         data_sha256: str | None = None,
         whole_words: bool = False,
     ) -> RecommenderModel:
@@ -137,15 +144,21 @@ class RecommenderModel(nn.Module):
             name: The backbone's name, to load it by again.
             layers: The backbone's ``layers``.
             new: The size of a new backbone, else None.
-            adapter: ``"lora"`` on every linear layer of the body, or ``"full"``.
+            adapter: ``"full"`` trains every weight; ``"lora"`` (Hu et al., 2021) and ``"dora"`` (Liu et al., 2024) a small
+                adapter beside linear layers of the body; ``"qlora"`` (Dettmers et al., 2023) a LoRA beside a backbone that
+                was loaded in 4 bits.
             lora_r: Rank.
             lora_alpha: Scale is ``lora_alpha / lora_r``.
             lora_dropout: Dropout on the adapter's input, in [0, 1).
+            lora_targets: Names of the linear layers that get an adapter, such as ``q_proj``; none is all of the body.
+            double_quantisation: As the backbone was loaded.
+            softmax_over: Among what an identifier token is predicted, see ``level_log_probs``.
             data_sha256: Of the prepared data that it will be trained on, if known.
             whole_words: Whether the encoder is told which tokens belong to one word, as P5's is (``Renderer.whole_word_ids``).
 
         Raises:
-            ModelError: If whole words are asked for and there is no encoder.
+            ModelError: If whole words are asked for and there is no encoder, a target is no linear layer of the body, or
+                the backbone is in 4 bits for another adapter than ``"qlora"``, or not in 4 bits for that one.
         """
         if whole_words and not backbone.config.is_encoder_decoder:
             raise ModelError(
@@ -157,18 +170,29 @@ class RecommenderModel(nn.Module):
             "shape": _shape(backbone),
             "dtype": str(backbone.dtype).removeprefix("torch."),
             "adapter": adapter,
+            "softmax_over": softmax_over,
             "index_hash": index.hash,
             "data_sha256": data_sha256,
             "whole_words": whole_words,
         }
         if new is not None:
             about["new"] = new.model_dump()
-        if adapter == "lora":
+        if (adapter == "qlora") != _is_four_bit(backbone):
+            raise ModelError(
+                f"The backbone {name} is {'' if _is_four_bit(backbone) else 'not '}in 4 bits, and adapter is {adapter!r}. "
+                "Load it with load_backbone(..., four_bit=True) for 'qlora', and without for the others."
+            )
+        if adapter == "qlora":
+            about["double_quantisation"] = double_quantisation
+        if adapter != "full":
             about["lora"] = {
                 "r": lora_r,
                 "lora_alpha": lora_alpha,
                 "lora_dropout": lora_dropout,
-                "target_modules": _linear_names(backbone),
+                "target_modules": _targets(backbone, name, lora_targets),
+                "use_dora": adapter == "dora",
+                # Where it is not so for every layer, peft corrects it for each by itself.
+                "fan_in_fan_out": any(isinstance(layer, Conv1D) for layer in backbone.modules()),
             }
         return cls(backbone, tokenizer, index, about, rows)
 
@@ -242,7 +266,7 @@ class RecommenderModel(nn.Module):
             output = self.backbone.base_model(
                 input_ids=input_ids, attention_mask=attention_mask, use_cache=False
             )
-            return output.last_hidden_state
+            return self._scaled(output.last_hidden_state)
         encoded = self._encode(input_ids, attention_mask, whole_words)
         return self._decode(decoder_input_ids, encoded, attention_mask)[0]
 
@@ -271,7 +295,10 @@ class RecommenderModel(nn.Module):
             past_key_values=cache,
             use_cache=keep,
         )
-        return output.last_hidden_state * self._scale, output.past_key_values if keep else None
+        return self._scaled(output.last_hidden_state), output.past_key_values if keep else None
+
+    def _scaled(self, states: torch.Tensor) -> torch.Tensor:
+        return states if self._scale == 1.0 else states * self._scale
 
     def read(
         self,
@@ -287,17 +314,25 @@ class RecommenderModel(nn.Module):
             keep: Whether ``go_on`` will be called.
         """
         device = self.token_level.device
+        # On the left before a decoder: a layer that sees a window of the last tokens (Mistral's, Gemma's) would see
+        # padding in it otherwise, and nothing of a short prompt beside a long one.
+        side = "right" if self.is_encoder_decoder else "left"
 
         def padded(rows: Sequence[Sequence[int]]) -> torch.Tensor:
             found = [torch.tensor(row, dtype=torch.long) for row in rows]
-            return nn.utils.rnn.pad_sequence(found, batch_first=True).to(device)
+            return nn.utils.rnn.pad_sequence(found, batch_first=True, padding_side=side).to(device)
 
-        ids, lengths = padded(prompts), torch.tensor([len(prompt) for prompt in prompts], device=device)
-        mask = (torch.arange(ids.shape[1], device=device) < lengths[:, None]).long()
+        ids, mask = padded(prompts), padded([[1] * len(prompt) for prompt in prompts])
+        lengths = mask.sum(1)
         if not self.is_encoder_decoder:
-            output = self.backbone.base_model(input_ids=ids, attention_mask=mask, use_cache=keep)
-            last = output.last_hidden_state[torch.arange(len(ids), device=device), lengths - 1][:, None]
-            return last, Prefixes(output.past_key_values, mask, lengths)
+            output = self.backbone.base_model(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=(mask.cumsum(1) - 1).clamp(min=0),
+                use_cache=keep,
+            )
+            last = output.last_hidden_state[:, -1:]
+            return self._scaled(last), Prefixes(output.past_key_values, mask, lengths)
         encoded = self._encode(ids, mask, None if whole_words is None else padded(whole_words))
         start = torch.full((len(ids), 1), cast(int, self.decoder_start), device=device)
         states, cache = self._decode(start, encoded, mask, keep=keep)
@@ -323,7 +358,24 @@ class RecommenderModel(nn.Module):
             use_cache=True,
         )
         p.cache, p.lengths = output.past_key_values, p.lengths + 1
-        return output.last_hidden_state
+        return self._scaled(output.last_hidden_state)
+
+    def activation_checkpointing_enable(self, **options: Any) -> None:
+        """Makes layers forget their activations and compute them again in the backward pass, as transformers' own does.
+
+        Args:
+            options: Of ``PreTrainedModel.activation_checkpointing_enable``; transformers' Trainer gives them.
+
+        Raises:
+            ModelError: If the backbone cannot.
+        """
+        try:
+            self.backbone.activation_checkpointing_enable(**options)
+        except ValueError as error:
+            raise ModelError(f"train.gradient_checkpointing=true is not possible: {error}") from error
+        # Identifier rows are trained, so inputs have gradients; the hook that gives them some refuses tensors of
+        # inference mode, in which a model is measured between two steps.
+        self.backbone.disable_input_require_grads()
 
     def level_log_probs(
         self, hidden: torch.Tensor, level: int, excluded: torch.Tensor | None = None
@@ -332,7 +384,8 @@ class RecommenderModel(nn.Module):
 
         Tokens of other levels, and the ``excluded`` ones, are at minus infinity. This is what training
         maximises and what decoding adds up: the probability of a token given that an identifier token of
-        that level comes, below which there is an item that may come.
+        that level comes, below which there is an item that may come; or, of a model with
+        ``softmax_over="vocabulary"``, given only that no excluded token comes.
 
         Args:
             hidden: ``(..., width)`` states of the body.
@@ -340,10 +393,31 @@ class RecommenderModel(nn.Module):
             excluded: ``(..., new tokens)`` bool, or None.
         """
         out = self.token_level != level
+        if self._over_vocabulary:
+            return self._vocabulary_log_probs(hidden, excluded).masked_fill(out, float("-inf"))
         if excluded is not None:
             out = out | excluded
-        scores = self.backbone.get_output_embeddings().new_scores(hidden)
+        scores = self._capped(self.backbone.get_output_embeddings().new_scores(hidden))
         return scores.masked_fill(out, float("-inf")).log_softmax(-1)
+
+    @property
+    def _over_vocabulary(self) -> bool:
+        return self.about.get("softmax_over") == "vocabulary"
+
+    def _vocabulary_log_probs(self, states: torch.Tensor, excluded: torch.Tensor | None) -> torch.Tensor:
+        """Returns ``(..., new tokens)`` log-probabilities among all tokens but the excluded ones."""
+        scores = self._logits(states)
+        if excluded is not None:
+            own = scores[..., self.first_id :].masked_fill(excluded, float("-inf"))
+            scores = torch.cat([scores[..., : self.first_id], own], -1)
+        return scores[..., self.first_id :] - scores.logsumexp(-1, keepdim=True)
+
+    def _logits(self, states: torch.Tensor) -> torch.Tensor:
+        """Returns float32 ``(..., vocabulary)``, the backbone's own logits."""
+        return self._capped(self.backbone.get_output_embeddings()(states).float())
+
+    def _capped(self, scores: torch.Tensor) -> torch.Tensor:
+        return scores if self._cap is None else self._cap * torch.tanh(scores / self._cap)
 
     def forward(
         self,
@@ -360,8 +434,8 @@ class RecommenderModel(nn.Module):
     ) -> dict[str, torch.Tensor]:
         """Returns ``{"loss": ...}``, the mean over labels of the negative log-probability.
 
-        A label that is an identifier token is predicted among the identifier tokens of its level, any
-        other label among the whole vocabulary; no logits are made where there is no label.
+        A label that is an identifier token is predicted as ``level_log_probs`` says, any other label among
+        the whole vocabulary; no logits are made where there is no label.
 
         Args:
             input_ids: ``(batch, length)``, padded on the right.
@@ -382,13 +456,22 @@ class RecommenderModel(nn.Module):
         identifier = targets >= self.first_id
         head = self.backbone.get_output_embeddings()
         new = targets[identifier] - self.first_id
-        out = self._other_level[self.token_level[new]]
-        if excluded is not None:
-            out = out | excluded
-        own_states = states[identifier].to(head.rows.dtype)
-        loss = cross_entropy(own_states, head.rows, new, out, soft_targets, soft_weight)
+        if self._over_vocabulary:
+            log_probs = self._vocabulary_log_probs(states[identifier], excluded)
+            hard_weight = 1.0 if soft_targets is None else 1.0 - soft_weight
+            loss = -hard_weight * log_probs.gather(1, new[:, None]).sum()
+            if soft_targets is not None:
+                # A teacher gives nothing to what is excluded; 0 times minus infinity would be NaN.
+                kept = log_probs if excluded is None else log_probs.masked_fill(excluded, 0.0)
+                loss = loss - soft_weight * (soft_targets * kept).sum()
+        else:
+            out = self._other_level[self.token_level[new]]
+            if excluded is not None:
+                out = out | excluded
+            own_states = states[identifier].to(head.rows.dtype)
+            loss = cross_entropy(own_states, head.rows, new, out, soft_targets, soft_weight, self._cap)
         if not bool(identifier.all()):
-            scores = head(states[~identifier]).float()
+            scores = self._logits(states[~identifier])
             loss = loss + nn.functional.cross_entropy(scores, targets[~identifier], reduction="sum")
         return {"loss": loss / (len(targets) if num_items_in_batch is None else num_items_in_batch)}
 
@@ -454,6 +537,43 @@ class RecommenderModel(nn.Module):
             self.tokenizer.save_pretrained(part)
             (part / ABOUT_FILE).write_text(json.dumps(self.about, indent=2) + "\n")
 
+    @torch.no_grad()
+    def merge_and_save(self, folder: str | Path, dtype: Dtype = "auto") -> None:
+        """Writes an ordinary transformers folder: adapter in the weights, identifier rows in embedding and output layer.
+
+        ``AutoModelForCausalLM`` or ``AutoModelForSeq2SeqLM`` and ``AutoTokenizer`` open it without genrec. 4-bit
+        weights become plain ones, with the rounding that the adapter was trained beside. The model itself stays as it is.
+
+        Args:
+            folder: Is written whole or not at all.
+            dtype: Type of the written weights; ``"auto"`` is that of the frozen ones. Sums are made in float32.
+
+        Raises:
+            ModelError: If the model has whole-word vectors, for which such a folder has no place.
+            RunError: If the disk refuses.
+        """
+        if self.whole_words is not None:
+            raise ModelError(
+                "A model with model.whole_words=true cannot be merged: the vectors of its words are added to the tokens' by "
+                "genrec, and an ordinary transformers model has no place for them. Use it through genrec."
+            )
+        # Both at once, so that the adapter's layers stay those of the backbone.
+        backbone, adapter = copy.deepcopy((self.backbone, self.peft))
+        if _is_four_bit(backbone):
+            _dequantise(backbone)
+        backbone.float()
+        join_vocabulary(backbone)  # first, since peft unties embeddings that it does not see tied
+        if adapter is not None:
+            backbone = cast(PreTrainedModel, adapter.merge_and_unload())
+        nn.Module.to(backbone, resolve_dtype(self.about["dtype"] if dtype == "auto" else dtype))
+        with atomic_path(folder) as part:
+            try:
+                with quiet():
+                    backbone.save_pretrained(part)
+            except SafetensorError as error:
+                raise OSError(str(error)) from error
+            self.tokenizer.save_pretrained(part)
+
     def load_weights(self, folder: str | Path) -> None:
         """Sets every trained tensor from files that ``save`` wrote.
 
@@ -493,12 +613,14 @@ class RecommenderModel(nn.Module):
             about["layers"],
             about["dtype"] if dtype == "auto" else dtype,
             NewModelSettings(**about["new"]) if "new" in about else None,
+            four_bit=about["adapter"] == "qlora",
+            double_quantisation=about.get("double_quantisation", False),
         )
         if (now := _shape(backbone)) != about["shape"]:
             raise ModelError(
                 f"{about['backbone']} has the shape {now} now; {folder} was trained on {about['shape']}."
             )
-        rows = torch.zeros(len(index.tokens), backbone.config.hidden_size)
+        rows = torch.zeros(len(index.tokens), _width(backbone))
         model = cls(backbone, tokenizer, index, about, rows)
         model.load_weights(folder)
         return model.to(process_state().device).eval()
@@ -508,44 +630,126 @@ def _shape(backbone: PreTrainedModel) -> dict[str, Any]:
     return {k: getattr(backbone.config, k, None) for k in ("model_type", "hidden_size", "vocab_size")}
 
 
-def _linear_names(backbone: PreTrainedModel) -> list[str]:
-    """Returns the names of the linear layers inside the body, such as ``q_proj``."""
+def _width(backbone: PreTrainedModel) -> int:
+    return cast(nn.Embedding, backbone.get_input_embeddings()).weight.shape[1]
+
+
+def _is_four_bit(backbone: PreTrainedModel) -> bool:
+    return bool(getattr(backbone, "is_loaded_in_4bit", False))
+
+
+def _targets(backbone: PreTrainedModel, name: str, wanted: Sequence[str]) -> list[str]:
+    """Returns the names of the linear layers inside the body, such as ``q_proj``, or those of them that are wanted.
+
+    Raises:
+        ModelError: If there is none of a wanted name.
+    """
     head = backbone.get_output_embeddings()
-    linear = {
-        name.split(".")[-1]: module
-        for name, module in backbone.base_model.named_modules()
-        if isinstance(module, nn.Linear) and module is not head
-    }
-    return sorted(linear)
+    # GPT-2's layers are Conv1D, which is a linear layer with its weight turned round; 4-bit ones are nn.Linear too.
+    linear = sorted(
+        {
+            name.split(".")[-1]
+            for name, module in backbone.base_model.named_modules()
+            if isinstance(module, nn.Linear | Conv1D) and module is not head
+        }
+    )
+    if unknown := sorted(set(wanted) - set(linear)):
+        raise ModelError(
+            f"train.lora_targets names {unknown[0]!r}, which is no linear layer in the body of {name}. Allowed: "
+            f"{', '.join(linear)}.{nearest(unknown[0], linear)}"
+        )
+    return sorted(set(wanted)) or linear
+
+
+def _dequantise(backbone: PreTrainedModel) -> None:
+    """Puts plain layers in the place of 4-bit ones and of the adapters around them, which are added in, in place."""
+    import bitsandbytes as bnb
+
+    for name, layer in list(backbone.named_modules()):
+        base = getattr(layer, "base_layer", layer)
+        if not isinstance(base, bnb.nn.Linear4bit) or name.endswith(".base_layer"):
+            continue
+        quantised: Any = base.weight
+        weight = bnb.functional.dequantize_4bit(quantised.data, quantised.quant_state).float()
+        if base is not layer:
+            weight = weight + layer.get_delta_weight("default").float()
+        plain: nn.Module
+        if issubclass(base.source_cls, Conv1D):
+            plain, weight = Conv1D(base.out_features, base.in_features), weight.T.contiguous()
+        else:
+            plain = nn.Linear(base.in_features, base.out_features, base.bias is not None)
+        plain.weight = nn.Parameter(weight)
+        if base.bias is not None:
+            plain.bias = nn.Parameter(base.bias.detach())
+        backbone.set_submodule(name, plain)
+    quantiser: Any = backbone.hf_quantizer
+    quantiser.remove_quantization_config(backbone)
+    del backbone.is_loaded_in_4bit
+
+
+class _Read(BaseModelOutputWithPastAndCrossAttentions):
+    """What a body that was not asked returns: states, and None for all else that a model may look for."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
 
 
 @torch.no_grad()
-def _scale_before_head(backbone: PreTrainedModel) -> float:
-    """Returns what an encoder-decoder multiplies its decoder's states by before the output layer, as it was seen to.
+def _around_the_head(backbone: PreTrainedModel) -> tuple[float, float | None]:
+    """Returns what a model multiplies its states by before the output layer, and at what its logits are capped, if so.
 
-    T5 does so where its embeddings are tied, and others of its kind by other settings.
+    T5 scales its states where its embeddings are tied, Cohere and Granite their logits, which is the same; Gemma 2
+    turns a logit s into ``cap * tanh(s / cap)``. It is seen, not known by name: the model's own forward is given chosen
+    states in the place of its body, and chosen logits in the place of its output layer. No weight takes part.
 
     Raises:
-        ModelError: If it does anything else with them, or with the logits.
+        ModelError: If it does anything else.
     """
-    head, decoder = backbone.get_output_embeddings(), backbone.get_decoder()
-    seen: dict[str, torch.Tensor] = {}
-    hooks = [
-        head.register_forward_pre_hook(lambda _, inputs: seen.update(given=inputs[0])),
-        decoder.register_forward_hook(lambda _, __, output: seen.update(states=output[0])),
-    ]
-    training, ids = backbone.training, torch.zeros(1, 2, dtype=torch.long, device=backbone.device)
+    head = backbone.get_output_embeddings()
+    width, vocabulary = _width(backbone), len(head.weight)
+    device, seq2seq = backbone.device, bool(backbone.config.is_encoder_decoder)
+    states = torch.linspace(-3, 4, 4 * width, device=device, dtype=backbone.dtype).view(1, 4, width)
+    raw = torch.tensor([1e6, 2e6, -40.0, 3.0], device=device)[:, None].expand(1, 4, vocabulary)
+    seen: list[torch.Tensor] = []
+
+    def body(*_: Any, **__: Any) -> _Read:
+        return _Read(last_hidden_state=states)
+
+    def output_layer(given: torch.Tensor) -> torch.Tensor:
+        seen.append(given)
+        return raw
+
+    bodies = [backbone.get_encoder(), backbone.get_decoder()] if seq2seq else [backbone.base_model]
+    replaced = dict.fromkeys(bodies, body) | {head: output_layer}
+    ids = torch.zeros(1, 4, dtype=torch.long, device=device)
     try:
-        logits = backbone.eval()(input_ids=ids, decoder_input_ids=ids).logits
+        for module, forward in replaced.items():
+            module.forward = forward
+        logits = backbone(input_ids=ids, **({"decoder_input_ids": ids} if seq2seq else {})).logits.float()
     finally:
-        backbone.train(training)
-        for hook in hooks:
-            hook.remove()
-    if torch.allclose(logits, head(seen["given"])):
-        for scale in (1.0, backbone.config.hidden_size**-0.5):
-            if torch.allclose(seen["given"], seen["states"] * scale):
-                return float(scale)
+        for module in replaced:
+            del module.forward
+    scale = cap = None
+    if len(seen) == 1 and seen[0].shape == states.shape and logits.shape == raw.shape:
+        scale = _factor(seen[0], states, width**-0.5)
+        if torch.allclose(logits[:, 0], logits[:, 1]):
+            cap = float(logits[0, 0, 0])
+            after = 1.0 if torch.allclose(logits, cap * torch.tanh(raw / cap), rtol=1e-2) else None
+        else:
+            after = _factor(logits, raw)
+        # A scale of logits is one of states, but for the bias that an output layer may add between the two.
+        if scale is not None and after is not None and (after == 1.0 or getattr(head, "bias", None) is None):
+            return scale * after, cap
     raise ModelError(
-        f"{type(backbone).__name__} changes its decoder's states or its logits in a way that genrec does not know. "
-        "Encoder-decoders of T5's kind are supported (T5, mT5, UMT5, LongT5 and others)."
+        f"{type(backbone).__name__} changes its states before the output layer or its logits after it in a way that "
+        "genrec does not know. It may scale either, and cap its logits as Gemma 2 does."
     )
+
+
+def _factor(after: torch.Tensor, before: torch.Tensor, *known: float) -> float | None:
+    """Returns the number that ``before`` was multiplied by, or None; one of ``known``, or 1, where it is that."""
+    after, before = after.double(), before.double()
+    found = float((after * before).sum() / before.square().sum())
+    found = next((number for number in (1.0, *known) if abs(found / number - 1) < 1e-3), found)
+    return found if torch.allclose(after, before * found, rtol=1e-2, atol=1e-2) else None

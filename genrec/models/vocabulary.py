@@ -116,6 +116,23 @@ def extend_vocabulary(
     model.config.vocab_size = first_id + len(tokens)
 
 
+@torch.no_grad()
+def join_vocabulary(model: PreTrainedModel) -> None:
+    """Turns an extended model into an ordinary one whose embedding and output layer hold all rows, in place."""
+    embedding = cast(ExtendedEmbedding, model.get_input_embeddings())
+    head = cast(ExtendedHead, model.get_output_embeddings())
+    size = embedding.num_embeddings
+    model.set_input_embeddings(embedding.base)
+    model.set_output_embeddings(head.base)
+    model.resize_token_embeddings(size, mean_resizing=False)
+    inputs = cast(nn.Embedding, model.get_input_embeddings())
+    outputs = cast(nn.Linear, model.get_output_embeddings())
+    inputs.weight[embedding.first_id :] = embedding.rows
+    outputs.weight[embedding.first_id :] = head.rows
+    if outputs.bias is not None:
+        outputs.bias[embedding.first_id :] = 0
+
+
 def new_rows(model: PreTrainedModel) -> dict[str, nn.Parameter]:
     """Returns the trainable rows of an extended model: ``input``, and ``output`` where it is not tied."""
     embedding = cast(ExtendedEmbedding, model.get_input_embeddings())

@@ -214,6 +214,27 @@ class Recommender:
         say(f"  saved {folder} ({megabytes(folder):.1f} MB)")
         return folder
 
+    def merge_and_save(
+        self, folder: str | Path, dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    ) -> Path:
+        """Writes the model as an ordinary transformers folder, which opens without genrec, and says how many MB it is.
+
+        It holds the backbone with the adapter added in, identifier tokens in embedding, output layer and tokenizer. Engines that
+        know nothing of genrec run it; ranking by items, and the index that says which tokens name which, stay here.
+
+        Args:
+            folder: To write.
+            dtype: Type of its weights; ``"auto"`` is that of the backbone in training.
+
+        Raises:
+            ModelError: If such a folder cannot hold the model (``model.whole_words``).
+            RunError: If the disk refuses.
+        """
+        folder = Path(folder)
+        self._decoder.model.merge_and_save(folder, dtype)
+        say(f"  saved {folder} ({megabytes(folder):.1f} MB)")
+        return folder
+
     def push_to_hub(self, repo_id: str, private: bool = True, dry_run: bool = False) -> list[str]:
         """Uploads what ``save_pretrained`` writes to the Hub and returns the names of the files.
 

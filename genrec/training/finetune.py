@@ -122,7 +122,15 @@ def finetune(
             f"model.backbone=new has random weights, which train.adapter={settings.adapter} would leave as they "
             "are. Set train.adapter=full."
         )
-    lm, tokenizer = load_backbone(backbone, model.layers, model.dtype, model.new, settings.seed)
+    lm, tokenizer = load_backbone(
+        backbone,
+        model.layers,
+        model.dtype,
+        model.new,
+        settings.seed,
+        four_bit=settings.adapter == "qlora",
+        double_quantisation=settings.double_quantisation,
+    )
     longest = getattr(lm.config, "max_position_embeddings", None)
     if not settings.teachers and model.rows_start == "text+teacher":
         raise RecipeError("model.rows_start=text+teacher needs a train.teacher, such as sasrec.")
@@ -153,6 +161,9 @@ def finetune(
         lora_r=settings.lora_r,
         lora_alpha=settings.lora_alpha,
         lora_dropout=settings.lora_dropout,
+        lora_targets=settings.lora_targets,
+        double_quantisation=settings.double_quantisation,
+        softmax_over=settings.softmax_over,
         data_sha256=data_sha256,
         whole_words=model.whole_words,
     )
@@ -191,8 +202,10 @@ def finetune(
         gradient_accumulation_steps=settings.accumulation,
         lr_scheduler_type="linear",
         warmup_steps=settings.warmup_steps,
-        bf16=lm.dtype == torch.bfloat16,  # beside bfloat16 weights the adapter is multiplied in it too
+        # Beside bfloat16 weights the adapter is multiplied in it too. Not lm.dtype: that is of the float32 rows.
+        bf16=recommender.about["dtype"] == "bfloat16",
         max_grad_norm=settings.max_grad_norm,
+        activation_checkpointing=settings.gradient_checkpointing,
         logging_steps=10,
         save_strategy="steps" if settings.checkpoint_steps else "no",
         save_steps=settings.checkpoint_steps or 500,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from genrec.models.settings import NewModelSettings
 
@@ -33,7 +33,8 @@ class ModelSettings(BaseModel):
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
-        description="Type of the frozen weights; auto is bfloat16 where the machine has it in hardware.",
+        description="Type of the frozen weights, and of the products of 4-bit ones; auto is bfloat16 where the machine has it in "
+        "hardware.",
     )
     rows_start: Literal["random", "mean", "text", "text+collaborative", "text+teacher"] = Field(
         "text+collaborative",
@@ -47,10 +48,36 @@ class TrainSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    adapter: Literal["lora", "full"] = Field("lora", description="What is trained beside the new rows.")
-    lora_r: int = Field(16, ge=1, description="Rank of LoRA, on every linear layer of the body.")
-    lora_alpha: int = Field(32, ge=1, description="LoRA's scale is lora_alpha / lora_r.")
-    lora_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on LoRA's input.")
+    adapter: Literal["full", "lora", "qlora", "dora"] = Field(
+        "lora",
+        description="What is trained beside the identifier rows. full: every weight. lora (Hu et al., 2021): two small matrices "
+        "beside each linear layer of the body, which stays as it is. qlora (Dettmers et al., 2023): lora beside a body held in 4 bits "
+        "(NF4), a seventh of float32's memory, for models that do not fit otherwise; needs genrec[quantization], and is slow on a "
+        "CPU. dora (Liu et al., 2024): lora that learns the length of each layer's weights apart from their direction; slower.",
+    )
+    lora_r: int = Field(16, ge=1, description="Rank of lora, qlora and dora.")
+    lora_alpha: int = Field(32, ge=1, description="Their scale is lora_alpha / lora_r.")
+    lora_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on their input.")
+    lora_targets: tuple[str, ...] = Field(
+        (),
+        description="Names of the linear layers that get them, such as q_proj and v_proj; none is every linear layer of the body. "
+        "A wrong name is answered with those of the backbone.",
+    )
+    double_quantisation: bool = Field(
+        False,
+        description="Whether qlora holds the scales of its 4-bit blocks in 8 bits too: about 0.4 bits less a weight.",
+    )
+    gradient_checkpointing: bool = Field(
+        False,
+        description="Whether layers forget their activations and compute them again in the backward pass: the same gradients in "
+        "less memory, for one more forward pass.",
+    )
+    softmax_over: Literal["level", "vocabulary"] = Field(
+        "level",
+        description="Among what an identifier token is predicted, in the loss and in decoding alike. level: the identifier tokens of "
+        "its place in the code. vocabulary: all tokens of the model, words too, as P5, TIGER and LC-Rec do; it costs the whole output "
+        "layer at every target. Items that exclude_history leaves out are no candidates either way.",
+    )
     exclude_history: bool = Field(
         True,
         description="Whether the loss of an item leaves out those of its history, as ranking does with "
@@ -110,6 +137,18 @@ class TrainSettings(BaseModel):
     def _several(cls, value: Any) -> Any:
         """Takes one name for a list of one, and ``none`` for none."""
         return () if value in ("none", None) else (value,) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _keys_that_belong_together(self) -> TrainSettings:
+        if self.lora_targets and self.adapter == "full":
+            raise ValueError(
+                "train.lora_targets needs train.adapter=lora, qlora or dora: full trains every weight. Leave one of them out"
+            )
+        if self.double_quantisation and self.adapter != "qlora":
+            raise ValueError(
+                f"train.double_quantisation=true needs train.adapter=qlora, got {self.adapter}. Leave one of them out"
+            )
+        return self
 
     @property
     def teachers(self) -> tuple[str, ...]:

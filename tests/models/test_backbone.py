@@ -69,5 +69,7 @@ def test_an_encoder_decoder_that_changes_its_logits_is_refused(tiny_t5, monkeypa
         return output
 
     monkeypatch.setattr(backbone, "forward", capped)
-    with pytest.raises(ModelError, match="T5ForConditionalGeneration changes its decoder's states or its"):
+    with pytest.raises(
+        ModelError, match="T5ForConditionalGeneration changes its states before the output layer or its"
+    ):
         RecommenderModel.create(backbone, tokenizer, INDEX, torch.zeros(2, 64), name=tiny_t5, layers=None)
