@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -129,6 +129,7 @@ class RecommenderModel(nn.Module):
         lora_alpha: int = 32,
         lora_dropout: float = 0.0,
         lora_targets: Sequence[str] = (),
+        lora_options: Mapping[str, Any] | None = None,
         double_quantisation: bool = False,
         softmax_over: SoftmaxOver = "level",
         data_sha256: str | None = None,
@@ -151,6 +152,7 @@ class RecommenderModel(nn.Module):
             lora_alpha: Scale is ``lora_alpha / lora_r``.
             lora_dropout: Dropout on the adapter's input, in [0, 1).
             lora_targets: Names of the linear layers that get an adapter, such as ``q_proj``; none is all of the body.
+            lora_options: Further arguments of ``LoraConfig``, such as ``use_rslora``.
             double_quantisation: As the backbone was loaded.
             softmax_over: Among what an identifier token is predicted, see ``level_log_probs``.
             data_sha256: Of the prepared data that it will be trained on, if known.
@@ -194,6 +196,18 @@ class RecommenderModel(nn.Module):
                 # Where it is not so for every layer, peft corrects it for each by itself.
                 "fan_in_fan_out": any(isinstance(layer, Conv1D) for layer in backbone.modules()),
             }
+            for option in lora_options or {}:
+                if option in about["lora"]:
+                    raise ModelError(
+                        f"train.lora_options.{option} is decided by genrec's own keys (train.lora_r, lora_alpha, lora_dropout, "
+                        "lora_targets and adapter): set those."
+                    )
+                known = [each.name for each in fields(LoraConfig) if each.init]
+                if option not in known:
+                    raise ModelError(
+                        f"train.lora_options.{option} is no argument of peft's LoraConfig.{nearest(option, known)}"
+                    )
+            about["lora"] |= dict(lora_options or {})
         return cls(backbone, tokenizer, index, about, rows)
 
     @property

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pa_parquet
 
-from genrec.core.errors import RecipeError, RunError, lookup, require
+from genrec.core.errors import RecipeError, RunError, lookup, nearest, require
 from genrec.core.files import atomic_path, hash_value, read_json, write_json
 from genrec.core.processes import is_main_process, num_processes, process_state, rank, wait
 from genrec.core.progress import say
@@ -34,6 +35,8 @@ MODEL, INDEX, CHECKPOINTS = "model", "index", "checkpoints"
 ITEMS, HISTORIES = "items.parquet", "histories.parquet"
 SERVING_FILE, TRAINING_FILE = "serving.json", "training.json"
 CURVES, LOGS = "curves.png", "logs"
+# Those that transformers calls otherwise.
+SCHEDULES = {"constant": "constant_with_warmup"}
 
 
 def finetune(
@@ -162,6 +165,7 @@ def finetune(
         lora_alpha=settings.lora_alpha,
         lora_dropout=settings.lora_dropout,
         lora_targets=settings.lora_targets,
+        lora_options=settings.lora_options,
         double_quantisation=settings.double_quantisation,
         softmax_over=settings.softmax_over,
         data_sha256=data_sha256,
@@ -194,31 +198,35 @@ def finetune(
         {"params": body, "lr": settings.learning_rate, "weight_decay": settings.weight_decay},
         {"params": recommender.row_parameters(), "lr": settings.rows_learning_rate, "weight_decay": 0.0},
     ]
-    arguments = transformers.TrainingArguments(
-        output_dir=str(run / CHECKPOINTS),
-        num_train_epochs=settings.epochs,
-        max_steps=settings.max_steps or -1,
-        per_device_train_batch_size=share,
-        gradient_accumulation_steps=settings.accumulation,
-        lr_scheduler_type="linear",
-        warmup_steps=settings.warmup_steps,
+    own_arguments = {
+        "output_dir": str(run / CHECKPOINTS),
+        "num_train_epochs": settings.epochs,
+        "max_steps": settings.max_steps or -1,
+        "per_device_train_batch_size": share,
+        "gradient_accumulation_steps": settings.accumulation,
+        "learning_rate": settings.learning_rate,
+        "weight_decay": settings.weight_decay,
+        "lr_scheduler_type": SCHEDULES.get(settings.schedule, settings.schedule),
+        "warmup_steps": settings.warmup_steps,
         # Beside bfloat16 weights the adapter is multiplied in it too. Not lm.dtype: that is of the float32 rows.
-        bf16=recommender.about["dtype"] == "bfloat16",
-        max_grad_norm=settings.max_grad_norm,
-        activation_checkpointing=settings.gradient_checkpointing,
-        logging_steps=10,
-        save_strategy="steps" if settings.checkpoint_steps else "no",
-        save_steps=settings.checkpoint_steps or 500,
-        save_total_limit=2,
-        report_to=list(settings.report_to) or "none",
-        remove_unused_columns=False,
-        seed=settings.seed,
-        disable_tqdm=True,
-        use_cpu=process_state().device.type == "cpu",
-        dataloader_pin_memory=torch.cuda.is_available(),
-        logging_nan_inf_filter=False,
-        ddp_find_unused_parameters=False,  # every trained weight is used in every step
-    )
+        "bf16": recommender.about["dtype"] == "bfloat16",
+        "max_grad_norm": settings.max_grad_norm,
+        "activation_checkpointing": settings.gradient_checkpointing,
+        "logging_steps": 10,
+        "save_strategy": "steps" if settings.checkpoint_steps else "no",
+        "save_steps": settings.checkpoint_steps or 500,
+        "save_total_limit": 2,
+        "report_to": list(settings.report_to) or "none",
+        "remove_unused_columns": False,
+        "seed": settings.seed,
+        "disable_tqdm": True,
+        "use_cpu": process_state().device.type == "cpu",
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "logging_nan_inf_filter": False,
+        "ddp_find_unused_parameters": False,  # every trained weight is used in every step
+    }
+    arguments = _training_arguments(transformers.TrainingArguments, own_arguments, settings.arguments)
+    make, options = ItemTrainer.get_optimizer_cls_and_kwargs(arguments, cast(Any, recommender))
     stopper, keeper = StopOnSignal(), None
     if settings.validate_steps and validate is not None:
         keeper = KeepBest(
@@ -235,7 +243,7 @@ def finetune(
         args=arguments,
         train_dataset=rows,
         data_collator=partial(collate, no_item=len(items), decoder_start=recommender.decoder_start),
-        make_optimizer=lambda: torch.optim.AdamW(groups, fused=True),
+        make_optimizer=lambda: make(groups, **options),
         callbacks=[MarkComplete(), stopper, ShowProgress(rows.num_targets), *([keeper] if keeper else [])],
     )
     if keeper:
@@ -301,6 +309,30 @@ def finetune(
         shutil.rmtree(run / CHECKPOINTS, ignore_errors=True)
     wait()
     return run
+
+
+def _training_arguments(kind: Any, own: Mapping[str, Any], further: Mapping[str, Any]) -> Any:
+    """Returns transformers' arguments of a training.
+
+    Raises:
+        RecipeError: If one is unknown, not of its type, or decided by a key of genrec.
+    """
+    known = [each.name for each in dataclasses.fields(kind) if each.init]
+    for name in further:
+        if name in own:
+            raise RecipeError(
+                f"train.arguments.{name} is decided by genrec's own keys of train (genrec keys lists them): set those."
+            )
+        if name not in known:
+            raise RecipeError(
+                f"train.arguments.{name} is no argument of transformers' TrainingArguments.{nearest(name, known)}"
+            )
+    try:
+        return kind(**own, **further)
+    except (TypeError, ValueError) as error:
+        if not further:
+            raise
+        raise RecipeError(f"train.arguments={dict(further)}: {error}") from error
 
 
 def load_trained(run_dir: str | Path, dtype: Any = "auto") -> tuple[Any, Renderer, ItemIndex, ItemCatalog]:

@@ -103,9 +103,27 @@ class TrainSettings(BaseModel):
     accumulation: int = Field(1, ge=1, description="Batches whose gradients are added up for one step.")
     learning_rate: float = Field(1e-3, gt=0, description="Peak rate of the adapter (or of all weights).")
     rows_learning_rate: float = Field(5e-3, gt=0, description="Peak rate of the identifier rows.")
-    warmup_steps: int = Field(10, ge=0, description="Steps of rising rate; then it falls linearly to 0.")
+    warmup_steps: float = Field(
+        10,
+        ge=0,
+        description="Steps of rising rate before the schedule begins; below 1 it is a share of all steps.",
+    )
+    schedule: Literal["linear", "cosine", "inverse_sqrt", "constant"] = Field(
+        "linear",
+        description="How rates go on after the warm-up: down to 0 linearly or by a cosine, as one over the root of the steps, "
+        "or not at all.",
+    )
     weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay on the adapter.")
     max_grad_norm: float = Field(1.0, gt=0, description="Gradients are scaled down to this norm.")
+    arguments: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Further arguments of transformers' TrainingArguments, by its names, such as adam_beta2, optim or torch_compile; "
+        "what keys above say is refused here.",
+    )
+    lora_options: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Further arguments of peft's LoraConfig, by its names, such as use_rslora or init_lora_weights.",
+    )
     checkpoint_steps: int = Field(
         100, ge=0, description="Steps between checkpoints to resume from; 0 writes none."
     )
