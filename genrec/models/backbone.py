@@ -239,20 +239,31 @@ def _unpack_gguf(path: Path) -> Path:
     A model read from GGUF refuses to be saved, though its weights are plain tensors, so they are moved
     into a model built from the same config.
     """
+    import torch
     import transformers
 
     stat = path.stat()
     folder = cache_dir() / "unpacked" / f"{path.stem}-{stat.st_size}-{int(stat.st_mtime)}"
     if folder.exists():
         return folder
-    require("gguf", "train")
+    gguf = require("gguf", "train")
     with timed(f"unpacking {path.name} (once)"), quiet():
         source, name = str(path.parent), path.name
         config = transformers.AutoConfig.from_pretrained(source, gguf_file=name)
-        model = _class_of(config).from_pretrained(source, gguf_file=name, dtype="float32")
+        if config.is_encoder_decoder:
+            # Of a T5's file transformers 5.23 reads neither that gates are GELUs, as those of every gated T5 are, nor that an
+            # output layer of its own takes states as they are, and gives other logits without a word.
+            if config.is_gated_act:
+                config.feed_forward_proj, config.dense_act_fn = "gated-gelu", "gelu_new"
+            own = any(tensor.name == "output.weight" for tensor in gguf.GGUFReader(path).tensors)
+            config.tie_word_embeddings = config.scale_decoder_outputs = not own
+        model = _class_of(config).from_pretrained(source, config=config, gguf_file=name, dtype="float32")
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, gguf_file=name)
         del model.config.quantization_config
         plain = _class_of(config).from_config(model.config, dtype="float32")
+        if model.get_output_embeddings().weight is not model.get_input_embeddings().weight:
+            head = plain.get_output_embeddings()  # which a T5 made from a config has tied
+            head.weight = torch.nn.Parameter(head.weight.detach().clone())
         plain.load_state_dict(model.state_dict())
         with atomic_path(folder) as part:
             plain.save_pretrained(part)
