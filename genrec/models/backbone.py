@@ -246,17 +246,14 @@ def _unpack_gguf(path: Path) -> Path:
     folder = cache_dir() / "unpacked" / f"{path.stem}-{stat.st_size}-{int(stat.st_mtime)}"
     if folder.exists():
         return folder
-    gguf = require("gguf", "train")
+    require("gguf", "train")
     with timed(f"unpacking {path.name} (once)"), quiet():
         source, name = str(path.parent), path.name
         config = transformers.AutoConfig.from_pretrained(source, gguf_file=name)
-        if config.is_encoder_decoder:
-            # Of a T5's file transformers 5.23 reads neither that gates are GELUs, as those of every gated T5 are, nor that an
-            # output layer of its own takes states as they are, and gives other logits without a word.
-            if config.is_gated_act:
-                config.feed_forward_proj, config.dense_act_fn = "gated-gelu", "gelu_new"
-            own = any(tensor.name == "output.weight" for tensor in gguf.GGUFReader(path).tensors)
-            config.tie_word_embeddings = config.scale_decoder_outputs = not own
+        if config.is_encoder_decoder and config.is_gated_act:
+            # transformers 5.23 reads of a T5's file that it has gates and not that they are GELUs, as every gated T5's are,
+            # and gives other logits without a word.
+            config.feed_forward_proj, config.dense_act_fn = "gated-gelu", "gelu_new"
         model = _class_of(config).from_pretrained(source, config=config, gguf_file=name, dtype="float32")
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, gguf_file=name)
         del model.config.quantization_config
