@@ -46,8 +46,22 @@ def untied_backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="session")
 def tiny_t5(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A folder with a random T5 of two and two layers, gated and untied as Flan-T5, and a byte-level tokenizer."""
+    """A folder with a random T5 of two and two layers, gated as Flan-T5, and a byte-level tokenizer."""
     return make_tiny_t5(tmp_path_factory.mktemp("t5"))
+
+
+@pytest.fixture(scope="session")
+def untied_t5(tiny_t5: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The same with an output layer of its own, which transformers ties unless the weights read differ."""
+    import torch
+    from transformers import AutoTokenizer, T5ForConditionalGeneration
+
+    folder = tmp_path_factory.mktemp("untied_t5")
+    model = T5ForConditionalGeneration.from_pretrained(tiny_t5)
+    model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight) * 0.1)
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny_t5).save_pretrained(folder)
+    return str(folder)
 
 
 def make_tiny_t5(folder: Path, **changes: object) -> str:

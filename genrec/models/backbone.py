@@ -239,6 +239,7 @@ def _unpack_gguf(path: Path) -> Path:
     A model read from GGUF refuses to be saved, though its weights are plain tensors, so they are moved
     into a model built from the same config.
     """
+    import torch
     import transformers
 
     stat = path.stat()
@@ -249,10 +250,17 @@ def _unpack_gguf(path: Path) -> Path:
     with timed(f"unpacking {path.name} (once)"), quiet():
         source, name = str(path.parent), path.name
         config = transformers.AutoConfig.from_pretrained(source, gguf_file=name)
-        model = _class_of(config).from_pretrained(source, gguf_file=name, dtype="float32")
+        if config.is_encoder_decoder and config.is_gated_act:
+            # transformers 5.23 reads of a T5's file that it has gates and not that they are GELUs, as every gated T5's are,
+            # and gives other logits without a word.
+            config.feed_forward_proj, config.dense_act_fn = "gated-gelu", "gelu_new"
+        model = _class_of(config).from_pretrained(source, config=config, gguf_file=name, dtype="float32")
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, gguf_file=name)
         del model.config.quantization_config
         plain = _class_of(config).from_config(model.config, dtype="float32")
+        if model.get_output_embeddings().weight is not model.get_input_embeddings().weight:
+            head = plain.get_output_embeddings()  # which a T5 made from a config has tied
+            head.weight = torch.nn.Parameter(head.weight.detach().clone())
         plain.load_state_dict(model.state_dict())
         with atomic_path(folder) as part:
             plain.save_pretrained(part)

@@ -576,9 +576,11 @@ class RecommenderModel(nn.Module):
         if _is_four_bit(backbone):
             _dequantise(backbone)
         backbone.float()
-        join_vocabulary(backbone)  # first, since peft unties embeddings that it does not see tied
+        join_vocabulary(backbone)
         if adapter is not None:
+            tied = backbone.config.tie_word_embeddings
             backbone = cast(PreTrainedModel, adapter.merge_and_unload())
+            backbone.config.tie_word_embeddings = tied  # peft changes it for what it does not see tied
         nn.Module.to(backbone, resolve_dtype(self.about["dtype"] if dtype == "auto" else dtype))
         with atomic_path(folder) as part:
             try:

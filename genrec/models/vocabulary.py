@@ -121,16 +121,19 @@ def join_vocabulary(model: PreTrainedModel) -> None:
     """Turns an extended model into an ordinary one whose embedding and output layer hold all rows, in place."""
     embedding = cast(ExtendedEmbedding, model.get_input_embeddings())
     head = cast(ExtendedHead, model.get_output_embeddings())
-    size = embedding.num_embeddings
-    model.set_input_embeddings(embedding.base)
-    model.set_output_embeddings(head.base)
-    model.resize_token_embeddings(size, mean_resizing=False)
-    inputs = cast(nn.Embedding, model.get_input_embeddings())
-    outputs = cast(nn.Linear, model.get_output_embeddings())
-    inputs.weight[embedding.first_id :] = embedding.rows
-    outputs.weight[embedding.first_id :] = head.rows
+    # Not by transformers' own resize, which ties a T5 again that was read with an output layer of its own.
+    inputs, outputs = embedding.base, head.base
+    tied = outputs.weight is inputs.weight
+    inputs.weight = nn.Parameter(embedding.weight)
+    inputs.num_embeddings = embedding.num_embeddings
+    outputs.weight = inputs.weight if tied else nn.Parameter(head.weight)
+    outputs.out_features = embedding.num_embeddings
     if outputs.bias is not None:
-        outputs.bias[embedding.first_id :] = 0
+        missing = embedding.num_embeddings - embedding.first_id
+        old = outputs.bias[: embedding.first_id]
+        outputs.bias = nn.Parameter(nn.functional.pad(old, (0, missing)))
+    model.set_input_embeddings(inputs)
+    model.set_output_embeddings(outputs)
 
 
 def new_rows(model: PreTrainedModel) -> dict[str, nn.Parameter]:

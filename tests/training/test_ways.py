@@ -30,9 +30,9 @@ WAYS = ("full", "lora", "qlora", "dora")
 HISTORIES = [["i1", "i5", "i9", "i2"], ["i3"]]
 
 
-@pytest.fixture(params=["tied", "untied", "encoder-decoder"])
-def backbone(request, tiny_backbone, untied_backbone, tiny_t5):
-    return {"tied": tiny_backbone, "untied": untied_backbone, "encoder-decoder": tiny_t5}[request.param]
+@pytest.fixture(params=["tiny_backbone", "untied_backbone", "tiny_t5", "untied_t5"])
+def backbone(request):
+    return request.getfixturevalue(request.param)
 
 
 @pytest.fixture(params=WAYS)
