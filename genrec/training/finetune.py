@@ -244,7 +244,12 @@ def finetune(
         train_dataset=rows,
         data_collator=partial(collate, no_item=len(items), decoder_start=recommender.decoder_start),
         make_optimizer=lambda: make(groups, **options),
-        callbacks=[MarkComplete(), stopper, ShowProgress(rows.num_targets), *([keeper] if keeper else [])],
+        callbacks=[
+            MarkComplete(),
+            stopper,
+            ShowProgress(rows.num_targets * settings.batch_size / len(rows)),
+            *([keeper] if keeper else []),
+        ],
     )
     if keeper:
         keeper.trainer = trainer

@@ -31,10 +31,14 @@ CHOSEN_BY = "NDCG@10"
 
 
 class ShowProgress(TrainerCallback):
-    """Shows steps, loss, learned targets a second, memory and the time left."""
+    """Shows steps, loss, learned targets a second, memory and the time left.
 
-    def __init__(self, num_targets: int) -> None:
-        self._num_targets = num_targets
+    Args:
+        targets: In a step, on average.
+    """
+
+    def __init__(self, targets: float) -> None:
+        self._targets = targets
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
         """Begins a bar where somebody watches."""
@@ -64,7 +68,7 @@ class ShowProgress(TrainerCallback):
             )
         spent = time.perf_counter() - self._began
         done = state.global_step - self._first
-        rate = self._num_targets * state.num_train_epochs / state.max_steps * done / spent
+        rate = self._targets * done / spent
         note = f"loss {logs['loss']:.3f}, {rate:,.0f} targets/s, {_memory_in_use() / 1e9:.1f} GB"
         if self._bar:
             self._bar.update(self._task, note=note)
