@@ -223,7 +223,8 @@ def finetune(
         "use_cpu": process_state().device.type == "cpu",
         "dataloader_pin_memory": torch.cuda.is_available(),
         "logging_nan_inf_filter": False,
-        "ddp_find_unused_parameters": False,  # every trained weight is used in every step
+        # An adapter's weights are used in every step; of all weights, an output layer's old rows where there is text alone.
+        "ddp_find_unused_parameters": settings.adapter == "full",
     }
     arguments = _training_arguments(transformers.TrainingArguments, own_arguments, settings.arguments)
     make, options = ItemTrainer.get_optimizer_cls_and_kwargs(arguments, cast(Any, recommender))
