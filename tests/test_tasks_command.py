@@ -83,7 +83,8 @@ def test_a_run_leaves_its_rows_and_their_report(recipe, tiny_backbone, tmp_path,
     assert report["serving"] == "packed"
     assert "rows of 2 families" in capsys.readouterr().err
     serving = json.loads((tmp_path / "run" / "serving.json").read_text())
-    assert serving == {"form": "packed", "max_history": 50, "max_tokens": 60, "template": None}
+    template = {"max_history": 50, "max_tokens": 60, "text_to_text": False, "template": None}
+    assert serving == {"form": "packed", **template}
 
 
 def test_the_page_names_every_family_and_sampler():

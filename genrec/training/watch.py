@@ -306,7 +306,7 @@ def _try(trainer: Any, batch: list[dict[str, list[int]]]) -> tuple[int, float]:
     model.train()
     began = time.perf_counter()
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor), _synchronised():
-        with trainer.compute_loss_context_manager():
+        with trainer.accelerator.autocast():  # which the Trainer wraps around the model once it trains
             loss = trainer.compute_loss(model, inputs)
         loss.backward()
     return sum(kept.values()), time.perf_counter() - began
