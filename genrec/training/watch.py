@@ -240,6 +240,12 @@ def estimate(trainer: Any, rows: TokenRows, share: int, steps: int) -> None:
     Raises:
         RecipeError: If gradients, optimizer and activations need more memory than is free.
     """
+    engine = trainer.accelerator.distributed_type.value
+    if engine in ("FSDP", "DEEPSPEED"):
+        say(
+            f"  {steps:,} steps; what they take is not tried beforehand, since {engine} divides the model when it begins"
+        )
+        return
     model: RecommenderModel = trainer.model
     device = process_state().device
     by_length = np.argsort(rows.lengths, kind="stable")
