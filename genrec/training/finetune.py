@@ -228,6 +228,8 @@ def finetune(
     }
     arguments = _training_arguments(transformers.TrainingArguments, own_arguments, settings.arguments)
     make, options = ItemTrainer.get_optimizer_cls_and_kwargs(arguments, cast(Any, recommender))
+    part = settings.batch_size / len(rows)
+    shown = ShowProgress(rows.num_targets * part, float(rows.lengths.sum(dtype=np.int64)) * part)
     stopper, keeper = StopOnSignal(), None
     if settings.validate_steps and validate is not None:
         keeper = KeepBest(
@@ -248,7 +250,7 @@ def finetune(
         callbacks=[
             MarkComplete(),
             stopper,
-            ShowProgress(rows.num_targets * settings.batch_size / len(rows)),
+            shown,
             *([keeper] if keeper else []),
         ],
     )

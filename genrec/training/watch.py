@@ -31,14 +31,15 @@ CHOSEN_BY = "NDCG@10"
 
 
 class ShowProgress(TrainerCallback):
-    """Shows steps, loss, learned targets a second, memory and the time left.
+    """Shows steps, loss, learned targets and read tokens a second, memory and the time left.
 
     Args:
         targets: In a step, on average.
+        tokens: In a step, on average, without padding.
     """
 
-    def __init__(self, targets: float) -> None:
-        self._targets = targets
+    def __init__(self, targets: float, tokens: float) -> None:
+        self._targets, self._tokens = targets, tokens
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
         """Begins a bar where somebody watches."""
@@ -68,8 +69,8 @@ class ShowProgress(TrainerCallback):
             )
         spent = time.perf_counter() - self._began
         done = state.global_step - self._first
-        rate = self._targets * done / spent
-        note = f"loss {logs['loss']:.3f}, {rate:,.0f} targets/s, {_memory_in_use() / 1e9:.1f} GB"
+        rate = done / spent
+        note = f"loss {logs['loss']:.3f}, {rate * self._targets:,.0f} targets/s, {rate * self._tokens:,.0f} tokens/s, {_memory_in_use() / 1e9:.1f} GB"
         if self._bar:
             self._bar.update(self._task, note=note)
         elif state.global_step % max(10, state.max_steps // 10 // 10 * 10) == 0:
