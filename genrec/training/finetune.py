@@ -228,8 +228,8 @@ def finetune(
     }
     arguments = _training_arguments(transformers.TrainingArguments, own_arguments, settings.arguments)
     make, options = ItemTrainer.get_optimizer_cls_and_kwargs(arguments, cast(Any, recommender))
-    part = settings.batch_size / len(rows)
-    shown = ShowProgress(rows.num_targets * part, float(rows.lengths.sum(dtype=np.int64)) * part)
+    step = settings.batch_size / len(rows)  # of an epoch
+    shown = ShowProgress(rows.num_targets * step, float(rows.lengths.sum(dtype=np.int64)) * step)
     stopper, keeper = StopOnSignal(), None
     if settings.validate_steps and validate is not None:
         keeper = KeepBest(
