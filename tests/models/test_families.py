@@ -12,6 +12,8 @@ from genrec.tasks import Renderer
 
 from conftest import tiny_tokenizer
 
+pytestmark = pytest.mark.model  # many models, each made, trained a little or ranked with
+
 CODES = {f"i{n}": (f"<a_{n % 4}>", f"<b_{n // 4}>") for n in range(11)}
 SIZE = {
     "hidden_size": 32,

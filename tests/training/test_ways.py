@@ -24,6 +24,8 @@ from genrec.training import ModelSettings, TrainSettings, finetune
 
 from conftest import tiny_tokenizer
 
+pytestmark = pytest.mark.model  # many models, each made, trained a little or ranked with
+
 CODES = {f"i{n}": (f"<a_{n % 4}>", f"<b_{n // 4}>") for n in range(11)}
 INDEX = ItemIndex("mine", CODES)
 WAYS = ("full", "lora", "qlora", "dora")
