@@ -4,6 +4,7 @@ import os
 import platform
 import resource
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import genrec
 import genrec.data_prep
 import genrec.indexing
 from genrec.core.errors import RunError, require
+from genrec.core.progress import say
+from genrec.data_prep import InteractionLog, ItemCatalog, load_dataset
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT_FOLDERS = tuple(
@@ -45,6 +48,16 @@ def working_tree() -> tuple[str, bool]:
     if head.returncode or status.returncode:
         raise RunError(f"{ROOT} is no git repository with a commit: {(head.stderr or status.stderr).strip()}")
     return head.stdout.strip(), bool(status.stdout.strip())
+
+
+def datasets() -> Iterator[tuple[str, InteractionLog, ItemCatalog]]:
+    """Yields name, log and catalogue of MovieLens-100K, and of Beauty where it is at hand."""
+    yield "movielens-100k", *load_dataset("movielens-100k")
+    beauty = Path(os.environ.get("GENREC_TEST_DATA") or ROOT.parent / "shared" / "data") / "beauty"
+    if beauty.is_dir():
+        yield "beauty", *load_dataset(str(beauty))
+    else:
+        say(f"{beauty} is not there: MovieLens-100K alone is measured (benchmarks/README.md)")
 
 
 def hardware() -> dict[str, Any]:

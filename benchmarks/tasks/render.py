@@ -28,7 +28,7 @@ from genrec.runs import versions
 from genrec.tasks import TaskSettings, build_dataset, make_renderer, tokenise
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from machine import ROOT, hardware, working_tree
+from machine import ROOT, datasets, hardware, working_tree
 
 RESULTS = ROOT / "benchmarks" / "tasks" / "results"
 BACKBONE = "smollm2-135m-instruct"
@@ -183,15 +183,6 @@ def forms(log: InteractionLog, items: ItemCatalog, seed: int) -> dict[str, Any]:
     for figures in found.values():
         figures["times_packed"] = figures["tokens"] / figures["learned"] / packed
     return found
-
-
-def datasets() -> Iterator[tuple[str, InteractionLog, ItemCatalog]]:
-    yield "movielens-100k", *load_dataset("movielens-100k")
-    beauty = Path(os.environ.get("GENREC_TEST_DATA") or ROOT.parent / "shared" / "data") / "beauty"
-    if beauty.is_dir():
-        yield "beauty", *load_dataset(str(beauty))
-    else:
-        say(f"{beauty} is not there: the forms are counted on MovieLens-100K alone (benchmarks/README.md)")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -9,12 +9,11 @@ compared, so that nobody is quick by learning less.
 
 import argparse
 import math
-import os
 import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from transformers import set_seed
 from genrec.core.errors import GenrecError, RunError
 from genrec.core.files import read_json, write_json
 from genrec.core.progress import say
-from genrec.data_prep import InteractionLog, ItemCatalog, Split, leave_one_out, load_dataset
+from genrec.data_prep import InteractionLog, ItemCatalog, Split, leave_one_out
 from genrec.indexing import IndexSettings, ItemIndex, build_index
 from genrec.models.backbone import load_backbone
 from genrec.models.recommender_model import RecommenderModel
@@ -39,7 +38,7 @@ from genrec.training import ModelSettings, TrainSettings, finetune
 from genrec.training.finetune import MODEL, TRAINING_FILE
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from machine import ROOT, hardware, working_tree
+from machine import ROOT, datasets, hardware, working_tree
 
 RESULTS = ROOT / "benchmarks" / "training" / "results"
 BACKBONE, HISTORY, LORA_R, RATE = "smollm2-135m-instruct", 50, 16, 1e-3
@@ -238,15 +237,6 @@ def same_loss(case: Case, layers: int) -> dict[str, dict[str, float]]:
     return found
 
 
-def cases(seed: int) -> Iterator[Case]:
-    yield Case("movielens-100k", *load_dataset("movielens-100k"), seed)
-    beauty = Path(os.environ.get("GENREC_TEST_DATA") or ROOT.parent / "shared" / "data") / "beauty"
-    if beauty.is_dir():
-        yield Case("beauty", *load_dataset(str(beauty)), seed)
-    else:
-        say(f"{beauty} is not there: MovieLens-100K alone is measured (benchmarks/README.md)")
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Takes the measurements, adds a result file, prints them and returns the exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -266,7 +256,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if path.exists():
             raise RunError(f"{path} is there already, and results are added, never edited.")
         machine, began, found = hardware(), time.perf_counter(), {}
-        for case in cases(options.seed):
+        for case in (Case(*dataset, options.seed) for dataset in datasets()):
             say(f"== {case.name}")
             speeds = {way: speed(case, way, options.seconds, options.layers) for way in WAYS}
             found[case.name] = {"speed": speeds, "same": same_loss(case, FEW_LAYERS)}
