@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import importlib
 from collections.abc import Iterable
@@ -78,3 +79,25 @@ def require(module: str, extra: str) -> ModuleType:
             f"This needs the package {module.split('.')[0]!r}, which is not installed ({error}). "
             f"Install it with: pip install 'genrec[{extra}]'"
         ) from error
+
+
+def check_passed_on(
+    key: str, given: Iterable[str], own: Iterable[str], kind: type, ours: str, error: type[GenrecError]
+) -> None:
+    """Returns if each name given is an argument of a library's dataclass that no key of genrec decides.
+
+    Args:
+        key: The recipe's key that they stand in.
+        given: Names.
+        own: Those that genrec decides.
+        kind: The dataclass that they are passed on to.
+        ours: What decides them, in words.
+        error: Is raised for the first name that is not allowed.
+    """
+    known = [each.name for each in dataclasses.fields(kind) if each.init]
+    for name in given:
+        if name in own:
+            raise error(f"{key}.{name} is decided by genrec's own keys {ours}: set those.")
+        if name not in known:
+            library = kind.__module__.split(".")[0]
+            raise error(f"{key}.{name} is no argument of {library}'s {kind.__name__}.{nearest(name, known)}")

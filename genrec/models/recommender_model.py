@@ -6,7 +6,7 @@ import copy
 import json
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 from transformers.pytorch_utils import Conv1D
 
-from genrec.core.errors import DataError, ModelError, RunError, nearest
+from genrec.core.errors import DataError, ModelError, RunError, check_passed_on, nearest
 from genrec.core.files import atomic_path, read_json
 from genrec.core.processes import process_state
 from genrec.indexing import ItemIndex
@@ -196,18 +196,10 @@ class RecommenderModel(nn.Module):
                 # Where it is not so for every layer, peft corrects it for each by itself.
                 "fan_in_fan_out": any(isinstance(layer, Conv1D) for layer in backbone.modules()),
             }
-            for option in lora_options or {}:
-                if option in about["lora"]:
-                    raise ModelError(
-                        f"train.lora_options.{option} is decided by genrec's own keys (train.lora_r, lora_alpha, lora_dropout, "
-                        "lora_targets and adapter): set those."
-                    )
-                known = [each.name for each in fields(LoraConfig) if each.init]
-                if option not in known:
-                    raise ModelError(
-                        f"train.lora_options.{option} is no argument of peft's LoraConfig.{nearest(option, known)}"
-                    )
-            about["lora"] |= dict(lora_options or {})
+            keys = "(train.lora_r, lora_alpha, lora_dropout, lora_targets and adapter)"
+            given = lora_options or {}
+            check_passed_on("train.lora_options", given, about["lora"], LoraConfig, keys, ModelError)
+            about["lora"] |= given
         return cls(backbone, tokenizer, index, about, rows)
 
     @property

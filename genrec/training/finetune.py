@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import shutil
 import time
@@ -15,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pa_parquet
 
-from genrec.core.errors import RecipeError, RunError, lookup, nearest, require
+from genrec.core.errors import RecipeError, RunError, check_passed_on, lookup, require
 from genrec.core.files import atomic_path, hash_value, read_json, write_json
 from genrec.core.processes import is_main_process, num_processes, process_state, rank, wait
 from genrec.core.progress import say
@@ -325,16 +324,7 @@ def _training_arguments(kind: Any, own: Mapping[str, Any], further: Mapping[str,
     Raises:
         RecipeError: If one is unknown, not of its type, or decided by a key of genrec.
     """
-    known = [each.name for each in dataclasses.fields(kind) if each.init]
-    for name in further:
-        if name in own:
-            raise RecipeError(
-                f"train.arguments.{name} is decided by genrec's own keys of train (genrec keys lists them): set those."
-            )
-        if name not in known:
-            raise RecipeError(
-                f"train.arguments.{name} is no argument of transformers' TrainingArguments.{nearest(name, known)}"
-            )
+    check_passed_on("train.arguments", further, own, kind, "of train (genrec keys lists them)", RecipeError)
     try:
         return kind(**own, **further)
     except (TypeError, ValueError) as error:
