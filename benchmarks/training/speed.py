@@ -2,9 +2,9 @@
 
 Next items learned a second, by the usual way (TRL's SFTTrainer: a window a row, padded batches in random order, scores of the whole
 vocabulary), by windows in genrec (batches of near lengths, logits at targets over identifier tokens) and
-by packed histories in genrec: the same language model with LoRA, on the same histories of MovieLens-100K and Beauty. Then all three
-learn the same targets from the same users, as many in a step, with few layers, and their losses on the same validation items are
-compared, so that nobody is quick by learning less.
+by packed histories in genrec, both with logits over the whole vocabulary too: the same language model with LoRA, on the same
+histories of MovieLens-100K and Beauty. Then windows and packed histories learn the same targets of the same users many times, as
+many in a step, with few layers, and their losses on the same items are compared, so that nobody is quick by learning less.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -43,11 +43,19 @@ from machine import ROOT, datasets, hardware, working_tree
 RESULTS = ROOT / "benchmarks" / "training" / "results"
 BACKBONE, HISTORY, LORA_R, RATE = "smollm2-135m-instruct", 50, 16, 1e-3
 SECONDS, LAYERS, FEW_LAYERS = 60, 30, 2
-WAYS = ("SFTTrainer, windows", "genrec, windows", "genrec, packed")
+SFT = "SFTTrainer, windows"
+# Way: form of the rows, and among what an identifier token is predicted.
+WAYS: dict[str, tuple[str, Any]] = {
+    "genrec, windows, all words": ("windows", "vocabulary"),
+    "genrec, windows": ("windows", "level"),
+    "genrec, packed, all words": ("packed", "vocabulary"),
+    "genrec, packed": ("packed", "level"),
+}
 # Next items that are learned in a step, on average, whatever the way.
 TARGETS = 64
-# Users whose histories all three learn for the comparison of losses.
+# Users whose histories are learned for the comparison of losses, and how many times: about 330 steps.
 USERS = {"beauty": 300, "movielens-100k": 6}
+PASSES = {"beauty": 10, "movielens-100k": 40}
 CODES = IndexSettings(levels=2, codebook_size=128)
 
 
@@ -79,14 +87,18 @@ class Case:
         return len(self.rows(split, "windows")["train"])
 
 
-def in_genrec(case: Case, split: Split, form: str, layers: int, folder: Path) -> dict[str, float]:
-    """Returns what ``finetune`` took for the users of a split, once through."""
+def in_genrec(
+    case: Case, split: Split, way: str, layers: int, folder: Path, passes: int = 1
+) -> dict[str, float]:
+    """Returns what ``finetune`` took for the users of a split."""
+    form, softmax_over = WAYS[way]
     data, targets = case.rows(split, form), case.num_targets(split)
     batch = TARGETS if form == "windows" else max(1, round(TARGETS * len(data["train"]) / targets))
     settings = TrainSettings(
         adapter="lora",
         lora_r=LORA_R,
-        epochs=1,
+        softmax_over=softmax_over,
+        epochs=passes,
         batch_size=batch,
         learning_rate=RATE,
         rows_learning_rate=RATE,
@@ -111,8 +123,8 @@ def in_genrec(case: Case, split: Split, form: str, layers: int, folder: Path) ->
     return {"targets": targets, "seconds": about["train_s"], "steps": about["num_steps"], "batch": batch}
 
 
-def with_trl(case: Case, split: Split, layers: int, folder: Path) -> tuple[dict[str, float], Any, Any]:
-    """Returns what TRL's SFTTrainer took for the same windows once through, its model and tokenizer."""
+def with_trl(case: Case, split: Split, layers: int, folder: Path) -> dict[str, float]:
+    """Returns what TRL's SFTTrainer took for the same windows once through."""
     from peft import LoraConfig
     from trl import SFTConfig, SFTTrainer
 
@@ -153,13 +165,12 @@ def with_trl(case: Case, split: Split, layers: int, folder: Path) -> tuple[dict[
     began = time.perf_counter()
     trainer.train()
     seconds = time.perf_counter() - began
-    figures = {
+    return {
         "targets": len(rows),
         "seconds": round(seconds, 1),
         "steps": trainer.state.global_step,
         "batch": TARGETS,
     }
-    return figures, trainer.model.eval(), tokenizer
 
 
 def speed(case: Case, way: str, seconds: float, layers: int) -> dict[str, float]:
@@ -168,7 +179,8 @@ def speed(case: Case, way: str, seconds: float, layers: int) -> dict[str, float]
     while True:
         split = of_users(case.log, case.users[:users])
         with tempfile.TemporaryDirectory() as folder:
-            found = measured(case, split, way, layers, Path(folder))[0]
+            take = with_trl(case, split, layers, Path(folder)) if way == SFT else None
+            found = take or in_genrec(case, split, way, layers, Path(folder))
         enough = found["seconds"] >= 0.7 * seconds or users >= len(case.users)
         found |= {"users": users, "targets_per_s": found["targets"] / found["seconds"]}
         say(f"  {way}: {found['targets']:,} next items of {users:,} users in {found['seconds']:.1f} s")
@@ -178,62 +190,46 @@ def speed(case: Case, way: str, seconds: float, layers: int) -> dict[str, float]
         users = min(len(case.users), math.ceil(users * more))
 
 
-def measured(
-    case: Case, split: Split, way: str, layers: int, folder: Path
-) -> tuple[dict[str, float], Callable[[], float]]:
-    """Returns what a way took, and a function that returns the loss of what it made on the split's validation items."""
-    if way.startswith("SFTTrainer"):
-        found, model, tokenizer = with_trl(case, split, layers, folder)
-        return found, lambda: loss_of_logits(case, split, model, tokenizer)
-    found = in_genrec(case, split, "windows" if way.endswith("windows") else "packed", layers, folder)
-    return found, lambda: loss_of_run(case, split, folder)
-
-
 @torch.no_grad()
-def loss_of_logits(case: Case, split: Split, model: Any, tokenizer: Any) -> float:
-    """Returns the mean loss of validation items among identifiers of their level, by a model's plain logits."""
-    ids = dict(zip(case.index.tokens, tokenizer.convert_tokens_to_ids(case.index.tokens), strict=True))
-    levels = np.array(case.index.token_levels)
-    every = np.array(list(ids.values()))
-    total = 0.0
-    for history, targets in zip(split.valid.histories, split.valid.targets, strict=True):
-        read = [ids[token] for item in history[-HISTORY:] for token in case.index.code(item)]
-        answer = [ids[token] for token in case.index.code(targets[0])]
-        row = torch.tensor([read + answer], device=model.device)
-        logits = model(input_ids=row).logits[0, len(read) - 1 : -1].float()
-        for level, token in enumerate(answer):
-            among = logits[level, torch.from_numpy(every[levels == level]).to(logits.device)]
-            total += float(among.logsumexp(0) - logits[level, token])
-    return total / len(split.valid)
-
-
-@torch.no_grad()
-def loss_of_run(case: Case, split: Split, folder: Path) -> float:
-    """Returns the same of a model that genrec tuned."""
+def losses(case: Case, split: Split, folder: Path) -> dict[str, float]:
+    """Returns the mean loss of the last items that were learned and of validation items, among identifiers of their level."""
     model = RecommenderModel.load(folder / MODEL, case.index)
     renderer = make_renderer(model.tokenizer, case.index, case.tasks("windows"))
-    total = 0.0
-    for history, targets in zip(split.valid.histories, split.valid.targets, strict=True):
-        read = renderer.prompt_ids(history)
-        answer = [renderer.token_ids[token] for token in case.index.code(targets[0])]
-        row = torch.tensor([read + answer], device=model.token_level.device)
-        states = model.states(row, torch.ones_like(row))[0, len(read) - 1 : -1]
-        for level, token in enumerate(answer):
-            total -= float(model.level_log_probs(states[level], level)[token - model.first_id])
-    return total / len(split.valid)
+    asked = {
+        "learned_loss": [(history[:-1], history[-1]) for history in split.train.values()],
+        "valid_loss": [
+            (history, targets[0])
+            for history, targets in zip(split.valid.histories, split.valid.targets, strict=True)
+        ],
+    }
+    found = {}
+    for name, rows in asked.items():
+        total = 0.0
+        for history, item in rows:
+            read = renderer.prompt_ids(history)
+            answer = [renderer.token_ids[token] for token in case.index.code(item)]
+            row = torch.tensor([read + answer], device=model.token_level.device)
+            states = model.states(row, torch.ones_like(row))[0, len(read) - 1 : -1]
+            for level, token in enumerate(answer):
+                total -= float(model.level_log_probs(states[level], level)[token - model.first_id])
+        found[name] = total / len(rows)
+    return found
 
 
-def same_loss(case: Case, layers: int) -> dict[str, dict[str, float]]:
-    """Returns of each way what it took for the same users, and the loss on their validation items after it."""
+def same_loss(case: Case, layers: int, passes: int) -> dict[str, dict[str, float]]:
+    """Returns of windows and packed histories what they took for the same targets, and the losses after it."""
     split, found = of_users(case.log, case.users[: USERS[case.name]]), {}
-    for way in WAYS:
+    for way in ("genrec, windows", "genrec, packed"):
         with tempfile.TemporaryDirectory() as folder:
-            figures, loss = measured(case, split, way, layers, Path(folder))
-            found[way] = figures | {"valid_loss": loss(), "users": USERS[case.name]}
+            figures = in_genrec(case, split, way, layers, Path(folder), passes)
+            found[way] = figures | losses(case, split, Path(folder))
+        found[way] |= {"users": USERS[case.name], "passes": passes}
         say(
-            f"  {way}: loss {found[way]['valid_loss']:.3f} on validation items after {figures['seconds']:.1f} s"
+            f"  {way}: {passes} times in {figures['seconds']:.1f} s, loss {found[way]['learned_loss']:.3f} on "
+            f"learned items, {found[way]['valid_loss']:.3f} on validation items"
         )
-    found["before training"] = {"valid_loss": sum(math.log(n) for n in np.bincount(case.index.token_levels))}
+    chance = sum(math.log(n) for n in np.bincount(case.index.token_levels))
+    found["chance"] = {"learned_loss": chance, "valid_loss": chance}
     return found
 
 
@@ -243,6 +239,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python benchmarks/training/speed.py", description=__doc__)
     parser.add_argument("--seconds", type=float, default=SECONDS, help=f"for each way (default {SECONDS})")
     parser.add_argument("--layers", type=int, default=LAYERS, help=f"of the model (default {LAYERS}, all)")
+    parser.add_argument("--passes", type=int, help=f"of the comparison of losses (default {PASSES})")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR")
     parser.add_argument("--allow-dirty", action="store_true", help="measure uncommitted changes")
@@ -251,15 +248,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         commit, dirty = working_tree()
         if dirty and not options.allow_dirty:
             raise RunError("The working tree has changes that are not committed: commit or stash them.")
-        changed = "-changed" if (options.seconds, options.layers) != (SECONDS, LAYERS) else ""
+        changed = (
+            "-changed" if (options.seconds, options.layers, options.passes) != (SECONDS, LAYERS, None) else ""
+        )
         path = options.results / f"speed-{commit[:8]}{changed}{'-dirty' if dirty else ''}.json"
         if path.exists():
             raise RunError(f"{path} is there already, and results are added, never edited.")
         machine, began, found = hardware(), time.perf_counter(), {}
         for case in (Case(*dataset, options.seed) for dataset in datasets()):
             say(f"== {case.name}")
-            speeds = {way: speed(case, way, options.seconds, options.layers) for way in WAYS}
-            found[case.name] = {"speed": speeds, "same": same_loss(case, FEW_LAYERS)}
+            speeds = {way: speed(case, way, options.seconds, options.layers) for way in (SFT, *WAYS)}
+            same = same_loss(case, FEW_LAYERS, options.passes or PASSES[case.name])
+            found[case.name] = {"speed": speeds, "same": same}
         result = {
             "name": "speed",
             "seed": options.seed,
@@ -276,12 +276,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         }
         write_json(path, result)
         for name, figures in found.items():
-            usual = figures["speed"][WAYS[0]]["targets_per_s"]
-            for way in WAYS:
-                a, b = figures["speed"][way], figures["same"][way]
+            usual = figures["speed"][SFT]["targets_per_s"]
+            for way, took in figures["speed"].items():
+                rate = took["targets_per_s"]
+                print(f"{name}, {way}: {rate:.1f} next items/s ({rate / usual:.1f}x)")
+            for way, after in figures["same"].items():
                 print(
-                    f"{name}, {way}: {a['targets_per_s']:.1f} next items/s ({a['targets_per_s'] / usual:.1f}x); the same users, "
-                    f"{FEW_LAYERS} layers: {b['seconds']:.1f} s, loss {b['valid_loss']:.3f}"
+                    f"{name}, {way}: loss {after['learned_loss']:.3f} learned, {after['valid_loss']:.3f} validation"
                 )
         print(f"Result: {path}")
     except GenrecError as error:
