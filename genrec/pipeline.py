@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from genrec.core.errors import DataError, RecipeError, require
+from genrec.core.errors import RecipeError, require
 from genrec.core.files import atomic_path, hash_file, hash_value, megabytes, read_json, write_json
-from genrec.core.processes import from_main, gather_dict, is_main_process, num_processes, rank, wait
+from genrec.core.processes import from_main, is_main_process, wait
 from genrec.core.progress import say
 from genrec.data_prep import HeldOut, InteractionLog, ItemCatalog, Split, prepare, read_split
 from genrec.evaluation.baselines import (
@@ -345,20 +345,18 @@ class Pipeline:
         held_out, settings = judge.held_out, self.recipe.train
         drawn = np.random.default_rng(settings.seed).permutation(len(held_out))[: settings.validate_users]
         sample = sorted(drawn.tolist())
-        mine = sample[rank() :: num_processes()]
         left_out = judge.left_out_ids
         k = min(10, len(self.items))
 
         def validate(model: Any, renderer: Any) -> dict[str, float]:
             found = ConstrainedDecoder(model, renderer).rank_all(
-                [held_out.histories[row] for row in mine],
+                [held_out.histories[row] for row in sample],
                 k,
-                [left_out[row] for row in mine] if left_out is not None else None,
+                [left_out[row] for row in sample] if left_out is not None else None,
                 batch_size=self.recipe.evaluate.batch_size,
                 label="",
             )
-            everyone = gather_dict(dict(zip(mine, found, strict=True)))
-            lists = [[item for item, _ in everyone[row]] for row in sample]
+            lists = [[item for item, _ in ranking] for ranking in found]
             values = ranking_metrics(lists, [held_out.targets[row] for row in sample], (10,))
             return {name: float(values[name]) for name in ("HR@10", "NDCG@10")}
 
@@ -403,27 +401,16 @@ class Pipeline:
         from genrec.decoding.beam import ConstrainedDecoder
 
         judge, held_out = self.judge, self.held_out
-        mine = range(rank(), len(held_out), num_processes())
         decoder = ConstrainedDecoder(model, renderer)
         k = min(judge.k, len(items))
         if k < judge.k:
             say(f"  the catalogue has {len(items)} items: lists are that long, not {judge.k}")
         left_out = judge.left_out_ids
         began = time.perf_counter()
-        found = decoder.rank_all(
-            [held_out.histories[row] for row in mine],
-            k,
-            [left_out[row] for row in mine] if left_out is not None else None,
-            settings.beams,
-            settings.batch_size,
-        )
+        lists = decoder.rank_all(held_out.histories, k, left_out, settings.beams, settings.batch_size)
         seconds = time.perf_counter() - began
-        everyone = gather_dict(dict(zip(mine, found, strict=True)))
         if not is_main_process():
             return
-        if sorted(everyone) != list(range(len(held_out))):
-            raise DataError(f"{len(everyone):,} of {len(held_out):,} rows were ranked; every row must be.")
-        lists = [everyone[row] for row in range(len(held_out))]
         rankings = Rankings(
             held_out.row_ids,
             [[item for item, _ in ranking] for ranking in lists],

@@ -2,29 +2,81 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Literal
 
 import numpy as np
 import torch
 
+from genrec.core.errors import ModelError
+from genrec.core.processes import gather_dict, num_processes, rank
 from genrec.core.progress import progress
 from genrec.data_prep import ItemId
 from genrec.indexing import ItemIndex
-from genrec.models.recommender_model import RecommenderModel
+from genrec.models.recommender_model import Prefixes, RecommenderModel
 from genrec.tasks import Renderer
 
 Ranking = list[tuple[ItemId, float]]
+Scores = Literal["trained", "vocabulary", "allowed"]
+
+NEVER = float("-inf")
+# Prefixes that exact search reads at once.
+AT_ONCE = 256
+# Batches that are put in order of length together, so that any number of users can be streamed.
+BATCHES_AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class BeamLevel:
+    """What was kept at one level of a beam search, of each prompt.
+
+    An item whose code is complete is a beam of the level at which it became so, and of no later one.
+
+    Attributes:
+        nodes: ``(prompts, beams)`` nodes of the trie.
+        scores: ``(prompts, beams)`` log-probabilities, best first; minus infinity is no beam.
+        parents: ``(prompts, beams)`` which beam of the level before each goes on from.
+    """
+
+    nodes: np.ndarray
+    scores: np.ndarray
+    parents: np.ndarray
+
+
+@dataclass(frozen=True)
+class ExactRanking:
+    """The best items, and why none is missing.
+
+    Attributes:
+        ranking: Items with their scores, best first.
+        best_unopened: Score of the best prefix that was not gone on from. Going on only lowers a score, so no item
+            below it is better than the last of the ranking; minus infinity is that every prefix was read.
+        opened: Prefixes that were read.
+    """
+
+    ranking: Ranking
+    best_unopened: float
+    opened: int
 
 
 class ConstrainedDecoder:
     """Ranks items for histories with a tuned model.
 
-    A prompt is encoded once. At each level the beams' next tokens are scored among the identifier tokens
-    of that level, without those below which every item is excluded, and only children of the trie are
-    kept. So the score of an item is the sum of ``log p(token | prompt, tokens before, level, not
-    excluded)``, which is what training maximises; it is not renormalised over the trie. Equal scores
-    are ordered by the rank of the prefix, then by token. Items that share a code have its score, and come in
-    catalogue order.
+    A prompt is encoded once. At each level the beams' next tokens are scored, and only children of the trie below which
+    an item may come are kept. The score of an item is the sum of the log-probabilities of its tokens, of which there
+    are three conventions (``scores``):
+
+    - ``"trained"``: what training maximises, ``log p(token | prompt, tokens before, level, not excluded)``: among the
+      identifier tokens of the level (or all words, ``train.softmax_over``) but those below which every item is excluded.
+    - ``"vocabulary"``: among all words, whatever is excluded; what transformers' ``generate`` adds up.
+    - ``"allowed"``: among the children of the trie below which an item may come; ``generate``'s with
+      ``renormalize_logits``. Scores of all items then are the logarithms of probabilities that add up to 1.
+
+    The beams of a prompt that are kept are those that transformers' beam search keeps. Of equal scores, a complete item
+    comes before a prefix, then the order of the prefixes decides, then that of the tokens. Items that share a code have its
+    score, and come in catalogue order.
     """
 
     def __init__(self, model: RecommenderModel, renderer: Renderer) -> None:
@@ -32,27 +84,29 @@ class ConstrainedDecoder:
         self.index: ItemIndex = renderer.index
         self.item_ids = self.index.item_ids
         trie = self.index.trie_of_tokens
-        device = next(model.parameters()).device
-        self.depth = trie.depth
+        self.depth, self.num_items = trie.depth, trie.num_items
+        self.device = next(model.parameters()).device
 
         def tensor(values: np.ndarray) -> torch.Tensor:
-            return torch.from_numpy(values).to(device)
+            return torch.from_numpy(values).to(self.device)
 
         self._child_start, self._child_token = tensor(trie.child_start), tensor(trie.child_token)
-        self._node_item = tensor(trie.node_item)
         self._leaf_start, self._leaf_end = tensor(trie.leaf_start), tensor(trie.leaf_end)
-        self._leaf_of_item = tensor(trie.leaf_of_item).long()
+        self._leaf_of_item = trie.leaf_of_item
         self._position = {item: row for row, item in enumerate(self.item_ids)}
 
-    @torch.inference_mode()
     def rank(
         self,
         histories: Sequence[Sequence[ItemId]],
         k: int,
         exclude: Sequence[Collection[ItemId]] | None = None,
         beams: int | None = None,
+        *,
+        allow: Sequence[Collection[ItemId] | None] | None = None,
+        scores: Scores = "trained",
+        trace: list[BeamLevel] | None = None,
     ) -> list[Ranking]:
-        """Returns, for each history, the best allowed items with their scores, best first.
+        """Returns, for each history, the best allowed items that beam search finds, with their scores, best first.
 
         A list has ``min(k, allowed items)`` entries: with at least k beams no branch without an allowed
         item is ever kept, so k items remain whatever is excluded.
@@ -62,82 +116,223 @@ class ConstrainedDecoder:
             k: Items wanted.
             exclude: Items that must not come, for each history; None excludes nothing.
             beams: Prefixes kept at each level, at least k; default ``max(k, 20)`` (LC-Rec's width).
+            allow: The only items that may come, for each history; None allows all, also of a single history.
+            scores: The convention, see above.
+            trace: Receives what was kept at each level.
 
         Raises:
-            UnknownItemError: If a history or an exclusion names an unknown item.
+            UnknownItemError: If a history, an exclusion or an allow-list names an unknown item.
+            ModelError: If the model's scores are no numbers.
         """
         if not histories:
             return []
         width = max(k, beams or 20)
+        wanted = _Filter.of(self, len(histories), exclude, allow)
         prompts = [self.renderer.prompt_ids(history) for history in histories]
-        words = None
-        if self.model.whole_words is not None:
-            words = [self.renderer.whole_word_ids(prompt) for prompt in prompts]
-        device = self._node_item.device
-        batch = len(prompts)
-        hidden, prefixes = self.model.read(prompts, words, keep=self.depth > 1)
-
-        # allowed_before[b, n]: allowed items among the first n leaves, so that a subtraction counts them
-        # below any node.
-        allowed = torch.ones(batch, len(self.item_ids), dtype=torch.int32, device=device)
-        for row, items in enumerate(exclude or []):
-            leaves = [self._position[item] for item in items if self.index.code(item)]
-            if leaves:
-                allowed[row, self._leaf_of_item[torch.tensor(leaves, device=device)]] = 0
-        allowed_before = torch.nn.functional.pad(allowed.cumsum(1), (1, 0))
-
-        nodes = torch.zeros(batch, 1, dtype=torch.long, device=device)
-        scores = torch.zeros(batch, 1, device=device)
-        rows = torch.arange(batch, device=device)[:, None]
-        for level in range(self.depth):
-            start = self._child_start[nodes]
-            count = self._child_start[nodes + 1] - start
-            edge = torch.arange(int(count.max()), device=device)
-            real = edge < count[..., None]
-            edge = (start[..., None] + edge).clamp(max=len(self._child_token) - 1)
-            # The trie's integers are small; torch gathers by int64 alone.
-            tokens, children = self._child_token[edge].long(), edge + 1
-            left = allowed_before[rows[..., None], self._leaf_end[children].long()]
-            left = left - allowed_before[rows[..., None], self._leaf_start[children].long()]
-            gone = real & (left <= 0)
-            excluded = torch.zeros(*nodes.shape, len(self.index.tokens), dtype=torch.bool, device=device)
-            excluded[(*torch.nonzero(gone, as_tuple=True)[:2], tokens[gone])] = True
-            log_probs = self.model.level_log_probs(hidden, level, excluded)
-            grown = (scores[..., None] + log_probs.gather(-1, tokens).float()).masked_fill(
-                ~real | gone, float("-inf")
-            )
-            # A finished item has no children; it stays in the race as itself.
-            ended = scores.masked_fill(self._node_item[nodes] < 0, float("-inf"))[..., None]
-            every_score = torch.cat([grown, ended], -1).flatten(1)
-            every_node = torch.cat([children, nodes[..., None]], -1).flatten(1)
-            every_token = torch.cat([tokens, torch.zeros_like(nodes)[..., None]], -1).flatten(1)
-            scores, order = torch.sort(every_score, dim=1, descending=True, stable=True)
-            scores, order = scores[:, :width], order[:, :width]
-            parents = order // (grown.shape[-1] + 1)
-            nodes = every_node.gather(1, order)
-            if level + 1 < self.depth:
-                prefixes.select((rows * hidden.shape[1] + parents).flatten())
-                token = (every_token.gather(1, order) + self.model.first_id).flatten()
-                hidden = self.model.go_on(prefixes, token).view(batch, parents.shape[1], -1)
-        finished = [
-            [(node, score) for node, score in zip(found, values, strict=True) if score > float("-inf")]
-            for found, values in zip(nodes.tolist(), scores.tolist(), strict=True)
-        ]
-        if not self.index.shared:
-            node_item = self.index.trie_of_tokens.node_item
-            return [
-                [(self.item_ids[node_item[node]], score) for node, score in found][:k] for found in finished
-            ]
-        free = allowed.bool()[:, self._leaf_of_item].cpu().numpy()  # by item
+        # Users who ask the same are answered once.
+        first: dict[tuple[tuple[int, ...], bytes], int] = {}
+        asked = [(tuple(prompt), wanted.key(row)) for row, prompt in enumerate(prompts)]
+        for row, key in enumerate(asked):
+            first.setdefault(key, row)
+        rows = list(first.values()) if trace is None else list(range(len(prompts)))
+        found = self._search([prompts[row] for row in rows], wanted.rows(rows), k, width, scores, trace)
+        answers = dict(zip(rows, found, strict=True))
         return [
-            [
-                (self.item_ids[item], score)
-                for node, score in found
-                for item in self.index.trie_of_tokens.items_at(node)
-                if free[row, item]
-            ][:k]
-            for row, found in enumerate(finished)
+            self._items(answers[row if trace is not None else first[key]], wanted, row, k)
+            for row, key in enumerate(asked)
         ]
+
+    @torch.inference_mode()
+    def _search(
+        self,
+        prompts: Sequence[Sequence[int]],
+        wanted: _Filter,
+        k: int,
+        width: int,
+        convention: Scores,
+        trace: list[BeamLevel] | None,
+    ) -> list[list[tuple[int, float]]]:
+        """Returns the finished nodes of each prompt with their scores, best first."""
+        batch = len(prompts)
+        answers: list[list[tuple[int, float]]] = [[]] * batch
+        states, prefixes = self._read(prompts)
+        alive = list(range(batch))
+        nodes = torch.zeros(batch, 1, dtype=torch.long, device=self.device)
+        scores = torch.zeros(batch, 1, device=self.device)
+        # Beams that go on, by their place among all beams.
+        going = torch.zeros(batch, 1, dtype=torch.long, device=self.device)
+        done_nodes = torch.zeros(batch, 0, dtype=torch.long, device=self.device)
+        done_scores = torch.zeros(batch, 0, device=self.device)
+        for level in range(self.depth + 1):
+            live = scores > NEVER
+            leaf = live & ~self._inner(nodes)
+            candidates = [scores.masked_fill(~leaf, NEVER)]
+            fan = 0
+            if states is not None:
+                tokens, children, grown = self._children(
+                    states, nodes.gather(1, going), level, wanted, convention
+                )
+                grown = grown + scores.gather(1, going)[..., None]
+                fan = grown.shape[-1]
+                candidates.append(grown.flatten(1))
+            every, beams = torch.cat(candidates, 1), nodes.shape[1]
+            best, order = _best(every, 2 * width)
+            ended = order < beams
+            # As in transformers' beam search: an item is complete when it is among the best in the step after its last
+            # token, and as many prefixes go on as beams were asked for.
+            complete = best.masked_fill(~ended, NEVER)[:, :width]
+            place = order[:, :width].clamp(max=beams - 1)
+            done_scores, kept = _best(torch.cat([done_scores, complete], 1), width)
+            done_nodes = torch.cat([done_nodes, nodes.gather(1, place)], 1).gather(1, kept)
+            if states is None:
+                break
+            scores, kept = _best(best.masked_fill(ended, NEVER), width)
+            edge = (order.gather(1, kept) - beams).clamp(min=0)
+            nodes = children.flatten(1).gather(1, edge)
+            token = tokens.flatten(1).gather(1, edge)
+            parents = edge // fan
+            if trace is not None:
+                kept_at = (nodes, scores, going.gather(1, parents))
+                trace.append(BeamLevel(*(values.cpu().numpy() for values in kept_at)))
+
+            # Of log-probabilities the best prefix bounds every item below it.
+            over = scores[:, 0] == NEVER
+            if done_scores.shape[1] >= k:
+                over |= done_scores[:, k - 1] >= scores[:, 0]
+            if trace is None and bool(over.any()):
+                for row in over.nonzero()[:, 0].tolist():
+                    answers[alive[row]] = _pairs(done_nodes[row], done_scores[row])
+                keep = (~over).nonzero()[:, 0]
+                alive = [alive[row] for row in keep.tolist()]
+                if not alive:
+                    return answers
+                wanted, prefixes = wanted.rows(keep.tolist()), prefixes.select(keep)
+                nodes, scores, token, parents = nodes[keep], scores[keep], token[keep], parents[keep]
+                done_nodes, done_scores = done_nodes[keep], done_scores[keep]
+            inner = self._inner(nodes) & (scores > NEVER)
+            most = int(inner.sum(1).max())
+            if most == 0:
+                states = None
+                continue
+            # Only prefixes that go on are read; those of a row that has fewer are read for nothing.
+            going = torch.sort(inner, dim=1, descending=True, stable=True)[1][:, :most]
+            states, prefixes = self.model.go_on(
+                prefixes, parents.gather(1, going), token.gather(1, going) + self.model.first_id
+            )
+        for place_, row in enumerate(alive):
+            answers[row] = _pairs(done_nodes[place_], done_scores[place_])
+        return answers
+
+    def rank_exact(
+        self,
+        histories: Sequence[Sequence[ItemId]],
+        k: int,
+        exclude: Sequence[Collection[ItemId]] | None = None,
+        *,
+        allow: Sequence[Collection[ItemId] | None] | None = None,
+        scores: Scores = "trained",
+    ) -> list[ExactRanking]:
+        """Returns, for each history, the k best allowed items of the whole catalogue, with proof that none is missing.
+
+        Beam search gives k items and so a score to beat. A prefix whose score is not above the k-th best so far cannot lead
+        to a better item, since log-probabilities only lower it; every other prefix is read, the best first. What beam search
+        of a given width misses is what this finds. The cost is that of the prefixes that are better than the k-th item:
+        few where a model is sure, most of the trie where it is not.
+
+        Args:
+            histories: As ``rank``.
+            k: Items wanted.
+            exclude: As ``rank``.
+            allow: As ``rank``.
+            scores: As ``rank``.
+
+        Raises:
+            UnknownItemError: As ``rank``.
+            ModelError: As ``rank``.
+        """
+        wanted = _Filter.of(self, len(histories), exclude, allow)
+        found = []
+        for row, history in enumerate(histories):
+            prompt, own = [self.renderer.prompt_ids(history)], wanted.rows([row])
+            (beams,) = self._search(prompt, own, k, max(k, 20), scores, None)
+            search = _ExactSearch(self, own, k, scores, dict(beams))
+            search.run(prompt)
+            ranking = self._items(search.best(), wanted, row, k)
+            found.append(ExactRanking(ranking, search.best_unopened, search.opened))
+        return found
+
+    def missed_by_beams(
+        self,
+        histories: Sequence[Sequence[ItemId]],
+        k: int = 10,
+        exclude: Sequence[Collection[ItemId]] | None = None,
+        widths: Sequence[int] = (20, 50, 100),
+        label: str = "exact search",
+    ) -> dict[str, float]:
+        """Returns how often beam search of a width misses an item that ``rank_exact`` finds.
+
+        ``missed@W``: share of the true top-k items that W beams do not return; ``users_missing@W``: share of histories for
+        which they miss one or more; ``prefixes``: mean number that exact search read.
+
+        Args:
+            histories: As ``rank``.
+            k: Items of a list.
+            exclude: As ``rank``.
+            widths: Of beam search, each at least k.
+            label: Of the progress bar; an empty one shows none.
+        """
+        missed = {width: np.zeros((len(histories), 2)) for width in widths}
+        opened = []
+        rows: Iterable[int] = range(len(histories))
+        for row in progress(rows, len(histories), label) if label else rows:
+            history, out = [histories[row]], None if exclude is None else [exclude[row]]
+            (exact,) = self.rank_exact(history, k, out)
+            best = {item for item, _ in exact.ranking}
+            opened.append(exact.opened)
+            for width in widths:
+                (found,) = self.rank(history, k, out, width)
+                missed[width][row] = len(best - {item for item, _ in found}), len(best)
+        about = {"users": float(len(histories)), "k": float(k), "prefixes": float(np.mean(opened))}
+        for width, counts in missed.items():
+            about[f"missed@{width}"] = float(counts[:, 0].sum() / counts[:, 1].sum())
+            about[f"users_missing@{width}"] = float((counts[:, 0] > 0).mean())
+        return about
+
+    def stream(
+        self,
+        histories: Iterable[Sequence[ItemId]],
+        k: int,
+        exclude: Iterable[Collection[ItemId]] | None = None,
+        beams: int | None = None,
+        batch_size: int = 32,
+        *,
+        allow: Iterable[Collection[ItemId] | None] | None = None,
+        scores: Scores = "trained",
+    ) -> Iterator[Ranking]:
+        """Yields ``rank`` of any number of histories, in their order, in batches of near lengths.
+
+        No more than ``64 * batch_size`` of them are held at once.
+        """
+        source, out = iter(histories), None if exclude is None else iter(exclude)
+        only = None if allow is None else iter(allow)
+        size = batch_size * BATCHES_AT_ONCE
+        while held := list(islice(source, size)):
+            held_out = None if out is None else list(islice(out, size))
+            held_only = None if only is None else list(islice(only, size))
+            order = np.argsort([len(history) for history in held], kind="stable").tolist()
+            results: dict[int, Ranking] = {}
+            for start in range(0, len(order), batch_size):
+                rows = order[start : start + batch_size]
+                found = self.rank(
+                    [held[row] for row in rows],
+                    k,
+                    None if held_out is None else [held_out[row] for row in rows],
+                    beams,
+                    allow=None if held_only is None else [held_only[row] for row in rows],
+                    scores=scores,
+                )
+                results.update(zip(rows, found, strict=True))
+            yield from (results[row] for row in range(len(held)))
 
     def rank_all(
         self,
@@ -147,26 +342,263 @@ class ConstrainedDecoder:
         beams: int | None = None,
         batch_size: int = 32,
         label: str = "ranking",
+        *,
+        allow: Sequence[Collection[ItemId] | None] | None = None,
+        scores: Scores = "trained",
     ) -> list[Ranking]:
-        """Returns ``rank`` of any number of histories, in batches of near lengths, behind a progress bar of this label.
+        """Returns ``rank`` of any number of histories, divided among the processes of ``accelerate launch``.
 
-        An empty label shows none.
+        Every process has to call it, with the same histories, and gets the rankings of all.
+
+        Args:
+            histories: As ``rank``.
+            k: Items wanted.
+            exclude: As ``rank``.
+            beams: As ``rank``.
+            batch_size: Histories that are ranked at once.
+            label: Of the progress bar; an empty one shows none.
+            allow: As ``rank``.
+            scores: As ``rank``.
         """
-        order = np.argsort([len(history) for history in histories], kind="stable")
-        starts = range(0, len(order), batch_size)
-        results: list[Ranking] = [[]] * len(order)
+        mine = range(rank(), len(histories), num_processes())
+        found: Iterable[Ranking] = self.stream(
+            (histories[row] for row in mine),
+            k,
+            None if exclude is None else (exclude[row] for row in mine),
+            beams,
+            batch_size,
+            allow=None if allow is None else (allow[row] for row in mine),
+            scores=scores,
+        )
+        if label:
+            found = progress(found, len(mine), label)
+        everyone = gather_dict(dict(zip(mine, found, strict=True)))
+        return [everyone[row] for row in range(len(histories))]
 
-        def batches() -> Iterator[np.ndarray]:
-            for start in starts:
-                yield order[start : start + batch_size]
+    def _read(self, prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, Prefixes]:
+        """Returns what the model says of each prompt; equal ones are read once."""
+        first = {tuple(prompt): row for row, prompt in reversed(list(enumerate(prompts)))}
+        rows = sorted(first.values())
+        words = None
+        if self.model.whole_words is not None:
+            words = [self.renderer.whole_word_ids(prompts[row]) for row in rows]
+        states, prefixes = self.model.read([prompts[row] for row in rows], words, keep=self.depth > 1)
+        if len(rows) == len(prompts):
+            return states, prefixes
+        place = {row: number for number, row in enumerate(rows)}
+        of = torch.tensor([place[first[tuple(prompt)]] for prompt in prompts], device=self.device)
+        return states[of], prefixes.select(of)
 
-        for rows in progress(batches(), len(starts), label) if label else batches():
-            found = self.rank(
-                [histories[row] for row in rows],
-                k,
-                [exclude[row] for row in rows] if exclude is not None else None,
-                beams,
+    def _inner(self, nodes: torch.Tensor) -> torch.Tensor:
+        return self._child_start[nodes + 1] > self._child_start[nodes]
+
+    def _children(
+        self, states: torch.Tensor, nodes: torch.Tensor, level: int, wanted: _Filter, convention: Scores
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Returns tokens, nodes and log-probabilities of the children of nodes, each ``(prompts, beams, children)``.
+
+        A log-probability is minus infinity where there is no child, or no allowed item below it.
+        """
+        start = self._child_start[nodes]
+        count = self._child_start[nodes + 1] - start
+        edge = torch.arange(int(count.max()), device=self.device)
+        real = edge < count[..., None]
+        edge = (start[..., None] + edge).clamp(max=len(self._child_token) - 1)
+        # The trie's integers are small; torch gathers by int64 alone.
+        tokens, children = self._child_token[edge].long(), (edge + 1).long()
+        allowed = real
+        if wanted.is_needed:
+            allowed = real & wanted.has_any(self._leaf_start[children], self._leaf_end[children])
+        of_all = (*nodes.shape, len(self.index.tokens))
+        if convention == "vocabulary":
+            log_probs = self.model.level_log_probs(states, level, over="vocabulary")
+        elif convention == "allowed":
+            out = torch.ones(of_all, dtype=torch.bool, device=self.device)
+            out[(*torch.nonzero(allowed, as_tuple=True)[:2], tokens[allowed])] = False
+            log_probs = self.model.level_log_probs(states, level, out, over="level")
+        else:
+            excluded = None
+            if allowed is not real:
+                gone = real & ~allowed
+                excluded = torch.zeros(of_all, dtype=torch.bool, device=self.device)
+                excluded[(*torch.nonzero(gone, as_tuple=True)[:2], tokens[gone])] = True
+            log_probs = self.model.level_log_probs(states, level, excluded)
+        found = log_probs.gather(-1, tokens).float().masked_fill(~allowed, NEVER)
+        if bool(found.isnan().any()):
+            raise ModelError(
+                f"The model's scores of identifier tokens of level {level} are not numbers (NaN). Its weights have overflowed "
+                "or were broken in training: look for NaN in the run's losses, lower train.learning_rate, or load it "
+                "with dtype='float32'."
             )
-            for row, ranking in zip(rows, found, strict=True):
-                results[row] = ranking
-        return results
+        return tokens, children, found
+
+    def _items(self, found: Sequence[tuple[int, float]], wanted: _Filter, row: int, k: int) -> Ranking:
+        """Returns the items that end at nodes, with the scores of these."""
+        trie = self.index.trie_of_tokens
+        ranking: Ranking = []
+        for node, score in found:
+            if not self.index.shared:
+                ranking.append((self.item_ids[trie.node_item[node]], score))
+            else:
+                ranking += [
+                    (self.item_ids[item], score) for item in trie.items_at(node) if wanted.lets(row, item)
+                ]
+            if len(ranking) >= k:
+                break
+        return ranking[:k]
+
+
+class _Filter:
+    """Which items may come, for each prompt: all but some, or only some.
+
+    Attributes:
+        leaves: For each prompt, the leaves of the trie that are named, in order.
+        only: For each prompt, whether these alone may come; else they may not.
+        is_needed: Whether any prompt has a filter.
+    """
+
+    def __init__(self, decoder: ConstrainedDecoder, leaves: list[np.ndarray], only: list[bool]) -> None:
+        self.decoder, self.leaves, self.only = decoder, leaves, only
+        self.is_needed = any(only) or any(map(len, leaves))
+        if self.is_needed:
+            named = [torch.from_numpy(found) for found in leaves]
+            self._named = torch.nn.utils.rnn.pad_sequence(
+                named, batch_first=True, padding_value=decoder.num_items
+            ).to(decoder.device)
+            self._only = torch.tensor(only, device=decoder.device)[:, None]
+
+    @classmethod
+    def of(
+        cls,
+        decoder: ConstrainedDecoder,
+        num_prompts: int,
+        exclude: Sequence[Collection[ItemId]] | None,
+        allow: Sequence[Collection[ItemId] | None] | None,
+    ) -> _Filter:
+        """Returns the filter of exclusions and allow-lists; raises UnknownItemError for an item that is unknown."""
+        known: dict[int, np.ndarray] = {}
+
+        def leaves_of(items: Collection[ItemId]) -> np.ndarray:
+            # One list is often given to many.
+            if id(items) not in known:
+                try:
+                    rows = [decoder._position[item] for item in items]
+                except KeyError:
+                    rows = [decoder._position[item] for item in items if decoder.index.code(item)]
+                known[id(items)] = np.unique(decoder._leaf_of_item[rows].astype(np.int64))
+            return known[id(items)]
+
+        leaves, only = [], []
+        for row in range(num_prompts):
+            out = leaves_of(exclude[row]) if exclude is not None else np.zeros(0, np.int64)
+            alone = allow[row] if allow is not None else None
+            only.append(alone is not None)
+            leaves.append(out if alone is None else np.setdiff1d(leaves_of(alone), out, assume_unique=True))
+        return cls(decoder, leaves, only)
+
+    def rows(self, rows: Sequence[int]) -> _Filter:
+        """Returns the filter of these prompts."""
+        return _Filter(self.decoder, [self.leaves[row] for row in rows], [self.only[row] for row in rows])
+
+    def key(self, row: int) -> bytes:
+        """Returns what is equal for equal filters."""
+        return bytes([self.only[row]]) + self.leaves[row].tobytes()
+
+    def lets(self, row: int, item: int) -> bool:
+        """Returns whether an item, by its row number, may come."""
+        leaves, leaf = self.leaves[row], self.decoder._leaf_of_item[item]
+        place = int(np.searchsorted(leaves, leaf))
+        return (place < len(leaves) and leaves[place] == leaf) == self.only[row]
+
+    def has_any(self, first: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
+        """Returns whether any leaf of ``first : last`` may come; each ``(prompts, beams, children)``."""
+        # How many of the named ones lie in a range is a difference of two places among them, whatever the catalogue's size.
+        first, last = first.long(), last.long()
+        below_last = torch.searchsorted(self._named, last.flatten(1))
+        named = below_last - torch.searchsorted(self._named, first.flatten(1))
+        left = torch.where(self._only, named, (last - first).flatten(1) - named)
+        return (left > 0).view(first.shape)
+
+
+class _ExactSearch:
+    """Branch and bound below the trie, for one prompt.
+
+    Attributes:
+        best_unopened: As ``ExactRanking``.
+        opened: As ``ExactRanking``.
+    """
+
+    def __init__(
+        self,
+        decoder: ConstrainedDecoder,
+        wanted: _Filter,
+        k: int,
+        convention: Scores,
+        found: dict[int, float],
+    ) -> None:
+        self._decoder, self._wanted, self._k, self._convention = decoder, wanted, k, convention
+        self._found = found
+        self.best_unopened, self.opened = NEVER, 0
+
+    def best(self) -> list[tuple[int, float]]:
+        """Returns the k best nodes so far with their scores; equal ones in the order of their codes."""
+        leaf = self._decoder.index.trie_of_tokens.leaf_start
+        ordered = sorted(self._found.items(), key=lambda pair: (-pair[1], leaf[pair[0]]))
+        return ordered[: self._k]
+
+    @torch.inference_mode()
+    def run(self, prompt: Sequence[Sequence[int]]) -> None:
+        """Reads whatever may lead to an item above the k-th best."""
+        states, prefixes = self._decoder._read(prompt)
+        root = torch.zeros(1, 1, dtype=torch.long, device=self._decoder.device)
+        self._open(states, prefixes, root, root.float(), 0)
+
+    def _open(
+        self,
+        states: torch.Tensor,
+        prefixes: Prefixes,
+        nodes: torch.Tensor,
+        scores: torch.Tensor,
+        level: int,
+    ) -> None:
+        decoder = self._decoder
+        self.opened += nodes.shape[1]
+        tokens, children, grown = decoder._children(states, nodes, level, self._wanted, self._convention)
+        fan = grown.shape[-1]
+        flat, order = torch.sort((grown + scores[..., None]).flatten(), descending=True, stable=True)
+        order = order[flat > NEVER]
+        flat, nodes = flat[: len(order)], children.flatten()[order]
+        inner = decoder._inner(nodes)
+        self._found.update(zip(nodes[~inner].tolist(), flat[~inner].tolist(), strict=True))
+        best = self.best()
+        self._found = dict(best)
+        flat, nodes, order = flat[inner], nodes[inner], order[inner]
+        tokens, parents = tokens.flatten()[order], order // fan
+        for start in range(0, len(nodes), AT_ONCE):
+            best = self.best()
+            bound = best[-1][1] if len(best) >= self._k else NEVER
+            part = slice(start, start + int((flat[start : start + AT_ONCE] > bound).sum()))
+            if part.stop > start:
+                states, grown_prefixes = decoder.model.go_on(
+                    prefixes, parents[None, part], tokens[None, part] + decoder.model.first_id
+                )
+                self._open(states, grown_prefixes, nodes[None, part], flat[None, part], level + 1)
+            if part.stop < min(start + AT_ONCE, len(nodes)):
+                self.best_unopened = max(self.best_unopened, float(flat[part.stop]))
+                break
+
+
+def _best(values: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the greatest values of each row and their places, ``(rows, min(count, columns))``, of equal ones the first."""
+    if count < values.shape[1]:
+        found, places = values.topk(count + 1)
+        # topk gives any of equal values; where there are none it is quicker than a sort.
+        if not bool(((found[:, 1:] == found[:, :-1]) & (found[:, 1:] > NEVER)).any()):
+            return found[:, :count], places[:, :count]
+    found, places = torch.sort(values, dim=1, descending=True, stable=True)
+    return found[:, :count], places[:, :count]
+
+
+def _pairs(nodes: torch.Tensor, scores: torch.Tensor) -> list[tuple[int, float]]:
+    pairs = zip(nodes.tolist(), scores.tolist(), strict=True)
+    return [(node, score) for node, score in pairs if score > NEVER]

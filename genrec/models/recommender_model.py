@@ -6,17 +6,19 @@ import copy
 import json
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
+import numpy as np
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.cache_utils import DynamicLayer
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 from transformers.pytorch_utils import Conv1D
 
@@ -39,30 +41,70 @@ FULL_FILE = "model.safetensors"
 
 
 WHOLE_WORDS = 512
+# A beginning that prompts have in common is read once from so many tokens on: less is not worth a pass of its own.
+SHARED_TOKENS = 16
 
 
-@dataclass
+@dataclass(frozen=True)
 class Prefixes:
-    """What ``RecommenderModel`` has read so far of several rows.
+    """What ``RecommenderModel`` has read so far: prompts, and after each prompt as many beams as any has.
+
+    Nothing of it changes when it is gone on from, so that one may go on from it again.
 
     Attributes:
-        cache: Keys and values.
-        mask: ``(rows, length)`` of what the prompt is, and in a decoder-only model of what came after it.
-        lengths: ``(rows,)`` tokens read, in a decoder-only model.
+        cache: Keys and values, None where nothing will go on.
+        mask: ``(prompts, length)`` of what a prompt is.
+        lengths: ``(prompts,)`` tokens of a prompt.
+        num_beams: After each prompt.
+        paths: ``(prompts, beams, tokens)`` where in the cache, behind the prompt, the tokens of a beam are, where all
+            beams share one row of it with their prompt; None where each has a row of its own.
+        num_shared: Tokens of beams in such a row.
+        level: Tokens of each beam.
         encoded: ``(rows, length, width)`` states of an encoder, or None.
     """
 
     cache: Any
     mask: torch.Tensor
     lengths: torch.Tensor
+    num_beams: int = 1
+    paths: torch.Tensor | None = None
+    num_shared: int = 0
+    level: int = 0
     encoded: torch.Tensor | None = None
 
-    def select(self, rows: torch.Tensor) -> None:
-        """Keeps these rows, any of them any number of times, in this order."""
-        self.cache.batch_select_indices(rows)
-        self.mask, self.lengths = self.mask[rows], self.lengths[rows]
-        if self.encoded is not None:
-            self.encoded = self.encoded[rows]
+    def select(self, prompts: torch.Tensor) -> Prefixes:
+        """Returns what was read of these prompts, any of them any number of times, in this order."""
+        rows = prompts
+        if self.paths is None and self.num_beams > 1:
+            rows = prompts[:, None] * self.num_beams + torch.arange(self.num_beams, device=prompts.device)
+        return replace(
+            self,
+            cache=_rows_of(self.cache, rows.flatten()),
+            mask=self.mask[prompts],
+            lengths=self.lengths[prompts],
+            paths=None if self.paths is None else self.paths[prompts],
+            encoded=None if self.encoded is None else self.encoded[rows.flatten()],
+        )
+
+
+def _copy_of(cache: Any) -> Any:
+    """Returns a cache that may grow or be reordered without the given one, whose tensors it shares until then."""
+    found = copy.copy(cache)
+    if isinstance(cache, EncoderDecoderCache):
+        found.self_attention_cache = _copy_of(cache.self_attention_cache)
+        found.cross_attention_cache = _copy_of(cache.cross_attention_cache)
+        found.is_updated = dict(cache.is_updated)
+    else:
+        found.layers = [copy.copy(layer) for layer in cache.layers]
+    return found
+
+
+def _rows_of(cache: Any, rows: torch.Tensor) -> Any:
+    if cache is None:
+        return None
+    found = _copy_of(cache)
+    found.batch_select_indices(rows)
+    return found
 
 
 class RecommenderModel(nn.Module):
@@ -98,9 +140,14 @@ class RecommenderModel(nn.Module):
             self.whole_words = nn.Parameter(torch.zeros(WHOLE_WORDS, rows.shape[1]))
         self.tokenizer, self.about = tokenizer, about
         self.first_id = cast(ExtendedEmbedding, backbone.get_input_embeddings()).first_id
+        self._depth, self._shares = index.num_levels, cast(bool | None, None)
         self.register_buffer("token_level", torch.tensor(index.token_levels), persistent=False)
         other_level = torch.arange(index.num_levels)[:, None] != self.token_level
         self.register_buffer("_other_level", other_level, persistent=False)
+        # Tokens of a level lie beside each other, but for those of items that came later.
+        levels = np.array(index.token_levels)
+        places = [np.flatnonzero(levels == level) for level in range(index.num_levels)]
+        self._level_span = [(int(found[0]), int(found[-1]) + 1) for found in places]
         self.peft: PeftModel | None = None
         if about["adapter"] != "full":
             backbone.requires_grad_(False)
@@ -314,6 +361,8 @@ class RecommenderModel(nn.Module):
     ) -> tuple[torch.Tensor, Prefixes]:
         """Returns ``(prompts, 1, width)`` states from which the first answered token is predicted, and where to go on.
 
+        A decoder reads what all prompts begin with once, and then the rest of each.
+
         Args:
             prompts: Token ids, from ``Renderer.prompt_ids``.
             whole_words: Of the same lengths, for a model with ``whole_words``.
@@ -330,41 +379,145 @@ class RecommenderModel(nn.Module):
 
         ids, mask = padded(prompts), padded([[1] * len(prompt) for prompt in prompts])
         lengths = mask.sum(1)
-        if not self.is_encoder_decoder:
-            output = self.backbone.base_model(
-                input_ids=ids,
-                attention_mask=mask,
-                position_ids=(mask.cumsum(1) - 1).clamp(min=0),
-                use_cache=keep,
-            )
-            last = output.last_hidden_state[:, -1:]
-            return self._scaled(last), Prefixes(output.past_key_values, mask, lengths)
-        encoded = self._encode(ids, mask, None if whole_words is None else padded(whole_words))
-        start = torch.full((len(ids), 1), cast(int, self.decoder_start), device=device)
-        states, cache = self._decode(start, encoded, mask, keep=keep)
-        return states, Prefixes(cache, mask, lengths, encoded)
+        if self.is_encoder_decoder:
+            encoded = self._encode(ids, mask, None if whole_words is None else padded(whole_words))
+            start = torch.full((len(ids), 1), cast(int, self.decoder_start), device=device)
+            states, cache = self._decode(start, encoded, mask, keep=keep)
+            return states, Prefixes(cache, mask, lengths, encoded=encoded)
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        windowless = self._fits_windows(ids.shape[1] + self._depth)
+        shared = _common_beginning(prompts) if windowless else 0
+        cache = self._cache(windowless) if keep or shared >= SHARED_TOKENS else None
+        if shared >= SHARED_TOKENS:
+            first = torch.tensor([prompts[0][:shared]], device=device)
+            self.backbone.base_model(input_ids=first, past_key_values=cache, use_cache=True)
+            assert cache is not None
+            cache.batch_repeat_interleave(len(ids))
+            rest = padded([prompt[shared:] for prompt in prompts])
+            mask = padded([[1] * (len(prompt) - shared) for prompt in prompts])
+            positions = (shared + mask.cumsum(1) - 1).clamp(min=0)
+            mask, ids = nn.functional.pad(mask, (shared, 0), value=1), rest
+        output = self.backbone.base_model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=cache is not None,
+        )
+        last = output.last_hidden_state[:, -1:]
+        return self._scaled(last), Prefixes(output.past_key_values, mask, lengths)
 
-    def go_on(self, prefixes: Prefixes, tokens: torch.Tensor) -> torch.Tensor:
-        """Returns ``(rows, 1, width)`` states after one more token of each row, which ``prefixes`` then holds too.
+    def go_on(
+        self, prefixes: Prefixes, parents: torch.Tensor, tokens: torch.Tensor, share: bool | None = None
+    ) -> tuple[torch.Tensor, Prefixes]:
+        """Returns ``(prompts, beams, width)`` states after one more token of each beam, and where to go on from there.
+
+        The beams of a decoder share their prompt's row: they are tokens beside each other in it, each with its own
+        position, and a mask shows each what it came from. So nothing that was read of a prompt is copied. Where a model
+        cannot be asked so (an encoder-decoder's places of tokens, a window that is too short, attention that takes no
+        such mask), each beam has a row of its own.
 
         Args:
-            prefixes: From ``read``, with the rows that are to go on.
-            tokens: ``(rows,)`` ids.
+            prefixes: From ``read`` or ``go_on``.
+            parents: ``(prompts, beams)`` which beam of ``prefixes`` each of these goes on from.
+            tokens: ``(prompts, beams)`` ids.
+            share: Whether beams share rows; None decides.
         """
-        p = prefixes
-        if p.encoded is not None:
-            states, p.cache = self._decode(tokens[:, None], p.encoded, p.mask, p.cache, keep=True)
-            return states
-        p.mask = nn.functional.pad(p.mask, (0, 1), value=1)
-        output = self.backbone.base_model(
-            input_ids=tokens[:, None],
-            attention_mask=p.mask,
-            position_ids=p.lengths[:, None],
-            past_key_values=p.cache,
-            use_cache=True,
-        )
-        p.cache, p.lengths = output.past_key_values, p.lengths + 1
-        return self._scaled(output.last_hidden_state)
+        p, (num_prompts, num_beams) = prefixes, parents.shape
+        device = tokens.device
+        if share is None:
+            share = p.paths is not None or (p.level == 0 and self._can_share(p))
+        if share:
+            new = torch.arange(p.num_shared, p.num_shared + num_beams, device=device)
+            paths = new.expand(num_prompts, -1)[..., None]
+            if p.paths is not None:
+                before = p.paths.gather(1, parents[..., None].expand(-1, -1, p.level))
+                paths = torch.cat([before, paths], -1)
+            behind = torch.zeros(
+                num_prompts, num_beams, p.num_shared + num_beams, dtype=torch.bool, device=device
+            )
+            behind.scatter_(2, paths, True)
+            seen = torch.cat([p.mask.bool()[:, None].expand(-1, num_beams, -1), behind], -1)
+            dtype = self.backbone.dtype
+            hidden = torch.zeros(seen.shape, dtype=dtype, device=device)
+            hidden.masked_fill_(~seen, torch.finfo(dtype).min)
+            cache = _copy_of(p.cache)
+            output = self.backbone.base_model(
+                input_ids=tokens,
+                attention_mask=hidden[:, None],
+                position_ids=(p.lengths[:, None] + p.level).expand(-1, num_beams),
+                past_key_values=cache,
+                use_cache=True,
+            )
+            states = output.last_hidden_state
+            grown = replace(
+                p, cache=cache, num_beams=num_beams, paths=paths, num_shared=p.num_shared + num_beams
+            )
+            return self._scaled(states), replace(grown, level=p.level + 1)
+
+        rows = torch.arange(num_prompts, device=device)[:, None]
+        every = (rows * p.num_beams + parents).flatten()
+        encoded, cache = p.encoded, p.cache
+        if encoded is not None:
+            cache = _copy_of(cache)
+            cache.self_attention_cache.batch_select_indices(every)
+            # What the encoder said of a prompt is the same for all its beams.
+            if num_beams != p.num_beams:
+                cache.cross_attention_cache.batch_select_indices(every)
+                encoded = encoded[every]
+            mask = p.mask.repeat_interleave(num_beams, 0)
+            states, cache = self._decode(tokens.reshape(-1, 1), encoded, mask, cache, keep=True)
+        else:
+            cache = _rows_of(cache, every)
+            mask = nn.functional.pad(p.mask.repeat_interleave(num_beams, 0), (0, p.level + 1), value=1)
+            output = self.backbone.base_model(
+                input_ids=tokens.reshape(-1, 1),
+                attention_mask=mask,
+                position_ids=(p.lengths + p.level).repeat_interleave(num_beams)[:, None],
+                past_key_values=cache,
+                use_cache=True,
+            )
+            states, cache = self._scaled(output.last_hidden_state), output.past_key_values
+        grown = replace(p, cache=cache, num_beams=num_beams, level=p.level + 1, encoded=encoded)
+        return states.view(num_prompts, num_beams, -1), grown
+
+    def _fits_windows(self, length: int) -> bool:
+        """Returns whether every layer sees all of so many tokens, as far as the model's configuration says."""
+        layers = DynamicCache(config=self.backbone.config).layers
+        return all(length < layer.sliding_window for layer in layers if layer.is_sliding)
+
+    def _cache(self, windowless: bool) -> DynamicCache:
+        """Returns an empty cache of the model's kind; where no window will be reached, it keeps every token."""
+        cache = DynamicCache(config=self.backbone.config)
+        if windowless:
+            cache.layers = [DynamicLayer() if layer.is_sliding else layer for layer in cache.layers]
+        return cache
+
+    def _can_share(self, prefixes: Prefixes) -> bool:
+        if self.is_encoder_decoder or any(type(layer) is not DynamicLayer for layer in prefixes.cache.layers):
+            return False
+        if self._shares is None:
+            self._shares = self._tries_sharing()
+        return self._shares
+
+    def _tries_sharing(self) -> bool:
+        """Returns whether beams that share a row get the states of beams that do not, on a prompt beside a longer one."""
+        first, last = self.first_id, self.first_id + len(self.token_level) - 1
+        device = self.token_level.device
+        parents, tokens = torch.tensor([[0, 1]], device=device), torch.tensor([[first, last]], device=device)
+        states = []
+        for share in (True, False):
+            try:
+                _, prefixes = self.read([[last, first, first, last], [first, last]])
+                for step in (parents * 0, 1 - parents):
+                    found, prefixes = self.go_on(prefixes, step.expand(2, -1), tokens.expand(2, -1), share)
+            except Exception:  # whatever a model raises that was not written for it
+                if not share:
+                    raise
+                return False
+            states.append(found.float())
+        tolerance = 1e-3 if self.backbone.dtype == torch.float32 else 0.05
+        return bool((states[0] - states[1]).abs().max() <= tolerance * states[1].abs().max())
 
     def activation_checkpointing_enable(self, **options: Any) -> None:
         """Makes layers forget their activations and compute them again in the backward pass, as transformers' own does.
@@ -384,7 +537,11 @@ class RecommenderModel(nn.Module):
         self.backbone.disable_input_require_grads()
 
     def level_log_probs(
-        self, hidden: torch.Tensor, level: int, excluded: torch.Tensor | None = None
+        self,
+        hidden: torch.Tensor,
+        level: int,
+        excluded: torch.Tensor | None = None,
+        over: SoftmaxOver | None = None,
     ) -> torch.Tensor:
         """Returns log-probabilities ``(..., new tokens)`` over the identifier tokens of one level.
 
@@ -397,14 +554,18 @@ class RecommenderModel(nn.Module):
             hidden: ``(..., width)`` states of the body.
             level: Position in a code.
             excluded: ``(..., new tokens)`` bool, or None.
+            over: Among what, where it is not as the model was trained.
         """
-        out = self.token_level != level
-        if self._over_vocabulary:
+        if over == "vocabulary" or (over is None and self._over_vocabulary):
+            out = self._other_level[level]
             return self._vocabulary_log_probs(hidden, excluded).masked_fill(out, float("-inf"))
+        first, last = self._level_span[level]
+        out = self._other_level[level, first:last]
         if excluded is not None:
-            out = out | excluded
-        scores = self._capped(self.backbone.get_output_embeddings().new_scores(hidden))
-        return scores.masked_fill(out, float("-inf")).log_softmax(-1)
+            out = out | excluded[..., first:last]
+        scores = self._capped(self.backbone.get_output_embeddings().new_scores(hidden, first, last))
+        log_probs = scores.masked_fill(out, float("-inf")).log_softmax(-1)
+        return nn.functional.pad(log_probs, (first, len(self.token_level) - last), value=float("-inf"))
 
     @property
     def _over_vocabulary(self) -> bool:
@@ -693,6 +854,15 @@ def _dequantise(backbone: PreTrainedModel) -> None:
     quantiser: Any = backbone.hf_quantizer
     quantiser.remove_quantization_config(backbone)
     del backbone.is_loaded_in_4bit
+
+
+def _common_beginning(prompts: Sequence[Sequence[int]]) -> int:
+    """Returns how many tokens all of several prompts begin with, less one where that would be a whole prompt."""
+    if len(prompts) < 2:
+        return 0
+    low, high = min(prompts), max(prompts)  # what these two have in common, all have
+    same = next((n for n, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), len(low))
+    return min(same, min(map(len, prompts)) - 1)
 
 
 class _Read(BaseModelOutputWithPastAndCrossAttentions):

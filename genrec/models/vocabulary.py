@@ -63,11 +63,13 @@ class ExtendedHead(nn.Module):
         """Returns logits ``(..., vocabulary)``."""
         return torch.cat([self.base(hidden)[..., : self.first_id], self.new_scores(hidden)], -1)
 
-    def new_scores(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Returns the logits of the new tokens only, ``(..., new tokens)``, in the rows' type."""
+    def new_scores(
+        self, hidden: torch.Tensor, first: int | None = None, last: int | None = None
+    ) -> torch.Tensor:
+        """Returns the logits of the new tokens only, of all or of ``first : last``, ``(..., tokens)``, in the rows' type."""
         # Under autocast the logits of items would be rounded to bfloat16 in training, and not in serving.
         with torch.autocast(hidden.device.type, enabled=False):
-            return hidden.to(self.rows.dtype) @ self.rows.T
+            return hidden.to(self.rows.dtype) @ self.rows[first:last].T
 
 
 def add_identifier_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> None:

@@ -110,7 +110,7 @@ class Recommender:
             if isinstance(history, str):
                 raise DataError(f"A history is a list of item ids, got the text {history!r}. Write [[...]].")
         left_out = [set(exclude) | (set(history) if exclude_history else set()) for history in histories]
-        rankings = self._decoder.rank_all(histories, min(k, len(self.items)), left_out, beams)
+        rankings = self._decoder.stream(histories, min(k, len(self.items)), left_out, beams)
         index = self._decoder.index
         return [
             [Recommendation(item, self.items.title(item), score, index.code(item)) for item, score in ranking]
