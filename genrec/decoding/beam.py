@@ -163,65 +163,55 @@ class ConstrainedDecoder:
         going = torch.zeros(batch, 1, dtype=torch.long, device=self.device)
         done_nodes = torch.zeros(batch, 0, dtype=torch.long, device=self.device)
         done_scores = torch.zeros(batch, 0, device=self.device)
-        for level in range(self.depth + 1):
-            live = scores > NEVER
-            leaf = live & ~self._inner(nodes)
-            candidates = [scores.masked_fill(~leaf, NEVER)]
-            fan = 0
-            if states is not None:
-                tokens, children, grown = self._children(
-                    states, nodes.gather(1, going), level, wanted, convention
-                )
-                grown = grown + scores.gather(1, going)[..., None]
-                fan = grown.shape[-1]
-                candidates.append(grown.flatten(1))
-            every, beams = torch.cat(candidates, 1), nodes.shape[1]
-            best, order = _best(every, 2 * width)
-            ended = order < beams
+        for level in range(self.depth):
+            ended = scores.masked_fill(self._inner(nodes), NEVER)
+            tokens, children, grown = self._children(
+                states, nodes.gather(1, going), level, wanted, convention
+            )
+            grown = grown + scores.gather(1, going)[..., None]
+            best, order = _best(torch.cat([ended, grown.flatten(1)], 1), 2 * width)
+            beams, fan = nodes.shape[1], grown.shape[-1]
             # As in transformers' beam search: an item is complete when it is among the best in the step after its last
             # token, and as many prefixes go on as beams were asked for.
-            complete = best.masked_fill(~ended, NEVER)[:, :width]
-            place = order[:, :width].clamp(max=beams - 1)
-            done_scores, kept = _best(torch.cat([done_scores, complete], 1), width)
-            done_nodes = torch.cat([done_nodes, nodes.gather(1, place)], 1).gather(1, kept)
-            if states is None:
-                break
-            scores, kept = _best(best.masked_fill(ended, NEVER), width)
+            is_end = order < beams
+            complete, place = best.masked_fill(~is_end, NEVER), order.clamp(max=beams - 1)
+            done_nodes, done_scores = _merged(
+                (done_nodes, done_scores), (nodes.gather(1, place)[:, :width], complete[:, :width]), width
+            )
+            scores, kept = _best(best.masked_fill(is_end, NEVER), width)
             edge = (order.gather(1, kept) - beams).clamp(min=0)
-            nodes = children.flatten(1).gather(1, edge)
-            token = tokens.flatten(1).gather(1, edge)
+            nodes, token = children.flatten(1).gather(1, edge), tokens.flatten(1).gather(1, edge)
             parents = edge // fan
             if trace is not None:
                 kept_at = (nodes, scores, going.gather(1, parents))
                 trace.append(BeamLevel(*(values.cpu().numpy() for values in kept_at)))
 
-            # Of log-probabilities the best prefix bounds every item below it.
-            over = scores[:, 0] == NEVER
-            if done_scores.shape[1] >= k:
-                over |= done_scores[:, k - 1] >= scores[:, 0]
-            if trace is None and bool(over.any()):
-                for row in over.nonzero()[:, 0].tolist():
-                    answers[alive[row]] = _pairs(done_nodes[row], done_scores[row])
-                keep = (~over).nonzero()[:, 0]
-                alive = [alive[row] for row in keep.tolist()]
-                if not alive:
-                    return answers
-                wanted, prefixes = wanted.rows(keep.tolist()), prefixes.select(keep)
-                nodes, scores, token, parents = nodes[keep], scores[keep], token[keep], parents[keep]
-                done_nodes, done_scores = done_nodes[keep], done_scores[keep]
             inner = self._inner(nodes) & (scores > NEVER)
-            most = int(inner.sum(1).max())
-            if most == 0:
-                states = None
-                continue
+            over = ~inner.any(1)
+            if trace is None and done_scores.shape[1] >= k:
+                # Of log-probabilities the best prefix bounds every item below it.
+                over |= done_scores[:, k - 1] >= scores[:, 0]
+            if bool(over.all()) or (trace is None and bool(over.any())):
+                ends = (nodes, scores.masked_fill(inner, NEVER))
+                for row, *found in zip(alive, *_merged((done_nodes, done_scores), ends, width), strict=True):
+                    answers[row] = _pairs(*found)
+                going_on = (~over).nonzero()[:, 0]
+                if not len(going_on):
+                    return answers
+                rows = going_on.tolist()
+                alive, wanted = [alive[row] for row in rows], wanted.rows(rows)
+                prefixes = prefixes.select(going_on)
+                nodes, scores, token, parents, inner, done_nodes, done_scores = (
+                    values[going_on]
+                    for values in (nodes, scores, token, parents, inner, done_nodes, done_scores)
+                )
             # Only prefixes that go on are read; those of a row that has fewer are read for nothing.
+            most = int(inner.sum(1).max())
             going = torch.sort(inner, dim=1, descending=True, stable=True)[1][:, :most]
             states, prefixes = self.model.go_on(
                 prefixes, parents.gather(1, going), token.gather(1, going) + self.model.first_id
             )
-        for place_, row in enumerate(alive):
-            answers[row] = _pairs(done_nodes[place_], done_scores[place_])
-        return answers
+        raise AssertionError("a code is longer than the trie is deep")
 
     def rank_exact(
         self,
@@ -597,6 +587,14 @@ def _best(values: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]
             return found[:, :count], places[:, :count]
     found, places = torch.sort(values, dim=1, descending=True, stable=True)
     return found[:, :count], places[:, :count]
+
+
+def _merged(
+    a: tuple[torch.Tensor, torch.Tensor], b: tuple[torch.Tensor, torch.Tensor], count: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the best ``count`` nodes of two lists of them and their scores, each ``(prompts, nodes)``."""
+    scores, kept = _best(torch.cat([a[1], b[1]], 1), count)
+    return torch.cat([a[0], b[0]], 1).gather(1, kept), scores
 
 
 def _pairs(nodes: torch.Tensor, scores: torch.Tensor) -> list[tuple[int, float]]:

@@ -1,9 +1,14 @@
+from itertools import cycle, islice
+
+import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from transformers import LogitsProcessor, LogitsProcessorList
 
-from genrec.core.errors import UnknownItemError
+from genrec.core.errors import ModelError, UnknownItemError
+from genrec.decoding import beam as beam_module
 from genrec.decoding.beam import ConstrainedDecoder
 from genrec.indexing import ItemIndex
 from genrec.models.backbone import load_backbone
@@ -23,9 +28,9 @@ EQUAL = {f"i{n}": (f"<a_{n % 5}>", f"<b_{n // 5}>") for n in range(13)}
 FLAT = {f"i{n}": (f"<a_{n}>",) for n in range(9)}
 
 
-def decoder_for(backbone, codes, form="packed", shared=False, whole_words=False):
+def decoder_for(backbone, codes, form="packed", shared=False, whole_words=False, dtype="float32"):
     index = ItemIndex("mine", codes, shared=shared)
-    lm, tokenizer = load_backbone(backbone, dtype="float32")
+    lm, tokenizer = load_backbone(backbone, dtype=dtype)
     rows = torch.randn(len(index.tokens), 64, generator=torch.Generator().manual_seed(2)) * 0.5
     model = RecommenderModel.create(
         lm, tokenizer, index, rows, name=backbone, layers=None, whole_words=whole_words
@@ -168,3 +173,277 @@ def test_unknown_items_and_no_histories(decoder):
         decoder.rank([["nope"]], 3)
     with pytest.raises(UnknownItemError):
         decoder.rank([decoder.item_ids[:1]], 3, [["nope"]])
+
+
+class DictTrie(LogitsProcessor):
+    """The constraint in plain Python, for transformers' generate: a dict of prefixes, looked up beam by beam.
+
+    A complete code is ended by the end token, which costs nothing.
+    """
+
+    def __init__(self, decoder, prompt_length, end, convention):
+        model, index = decoder.model, decoder.index
+        self.prompt_length, self.end, self.convention = prompt_length, end, convention
+        self.children, self.levels = {}, index.token_levels
+        self.first = model.first_id
+        for code in index.codes.values():
+            ids = [self.first + index.tokens.index(token) for token in code]
+            for depth, token in enumerate(ids):
+                self.children.setdefault(tuple(ids[:depth]), set()).add(token)
+            self.children[tuple(ids)] = {end}
+
+    def __call__(self, input_ids, scores):
+        found = torch.full_like(scores, float("-inf"))
+        for beam, written in enumerate(input_ids[:, self.prompt_length :].tolist()):
+            allowed = sorted(self.children.get(tuple(written), ()))
+            if not allowed:
+                continue
+            if allowed == [self.end]:
+                found[beam, self.end] = 0.0
+                continue
+            among = {
+                "vocabulary": list(range(scores.shape[1])),
+                "allowed": allowed,
+                "trained": [self.first + t for t, level in enumerate(self.levels) if level == len(written)],
+            }[self.convention]
+            found[beam, allowed] = scores[beam, allowed] - scores[beam, among].logsumexp(0)
+        return found
+
+
+@torch.no_grad()
+def generated(decoder, histories, width, convention):
+    """What transformers' beam search returns: for each history {item: score}."""
+    model, tokenizer = decoder.model, decoder.model.tokenizer
+    prompts = [decoder.renderer.prompt_ids(history) for history in histories]
+    side = "right" if model.is_encoder_decoder else "left"
+    ids = torch.nn.utils.rnn.pad_sequence(
+        [torch.tensor(prompt) for prompt in prompts], batch_first=True, padding_side=side
+    )
+    mask = torch.nn.utils.rnn.pad_sequence(
+        [torch.ones(len(prompt), dtype=torch.long) for prompt in prompts],
+        batch_first=True,
+        padding_side=side,
+    )
+    read, end = (1 if model.is_encoder_decoder else ids.shape[1]), tokenizer.eos_token_id
+    output = model.backbone.generate(
+        input_ids=ids,
+        attention_mask=mask,
+        num_beams=width,
+        num_return_sequences=width,
+        max_new_tokens=decoder.depth + 1,
+        do_sample=False,
+        length_penalty=0.0,
+        early_stopping=False,
+        eos_token_id=end,
+        pad_token_id=end,
+        logits_processor=LogitsProcessorList([DictTrie(decoder, read, end, convention)]),
+        return_dict_in_generate=True,
+        output_scores=True,
+    )
+    items = {code: item for item, code in decoder.index.codes.items()}
+    found = [[] for _ in histories]
+    for row, (written, score) in enumerate(
+        zip(output.sequences[:, read:].tolist(), output.sequences_scores.tolist(), strict=True)
+    ):
+        if score > -1e8:
+            code = tuple(decoder.index.tokens[t - model.first_id] for t in written if t != end)
+            found[row // width].append((items[code], score))
+    return found
+
+
+@st.composite
+def tries(draw):
+    """Codes of unequal lengths over few tokens, none of which begins another."""
+    few = st.lists(st.integers(0, 3), min_size=1, max_size=4).map(tuple)
+    codes = draw(st.lists(few, min_size=2, max_size=14, unique=True))
+    kept = [a for a in codes if not any(a != b and b[: len(a)] == a for b in codes)]
+    return {
+        f"i{n}": tuple(f"<{'abcd'[level]}_{t}>" for level, t in enumerate(code))
+        for n, code in enumerate(kept)
+    }
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("bfloat16", 0.1)])
+@pytest.mark.parametrize("kind", ["causal", "t5"])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_it_is_transformers_beam_search(tiny_backbone, tiny_t5, kind, dtype, tolerance, data):
+    codes = data.draw(tries())
+    backbone, form = (tiny_t5, "windows") if kind == "t5" else (tiny_backbone, "packed")
+    decoder = decoder_for(backbone, codes, form, dtype=dtype)
+    ids = decoder.item_ids
+    histories = data.draw(st.lists(st.lists(st.sampled_from(ids), max_size=5), min_size=1, max_size=4))
+    width = data.draw(st.integers(2, 8))
+    convention = data.draw(st.sampled_from(["trained", "vocabulary", "allowed"]))
+    # As many beams as asked for: fewer than 20 are not given to anyone.
+    wanted = beam_module._Filter.of(decoder, len(histories), None, None)
+    prompts = [decoder.renderer.prompt_ids(history) for history in histories]
+    found = decoder._search(prompts, wanted, width, width, convention, None)
+    names = {node: ids[item] for node, item in enumerate(decoder.index.trie_of_tokens.node_item) if item >= 0}
+    for ours, theirs in zip(found, generated(decoder, histories, width, convention), strict=True):
+        ours, theirs = {names[node]: score for node, score in ours}, dict(theirs)
+        close = sorted(theirs.values(), reverse=True)
+        assert sorted(ours.values(), reverse=True) == pytest.approx(close, abs=tolerance)
+        if dtype == "float32":
+            gaps = np.diff(sorted(close))
+            assume(not len(gaps) or gaps.min() > 1e-4)
+            assert ours == pytest.approx(theirs, abs=tolerance)
+            assert list(ours) == list(theirs)
+        else:  # rounding may exchange items of nearly equal scores
+            for item in ours.keys() & theirs.keys():
+                assert ours[item] == pytest.approx(theirs[item], abs=tolerance)
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_exact_search_finds_what_scoring_every_item_finds(decoder, data):
+    ids = decoder.item_ids
+    history = data.draw(st.lists(st.sampled_from(ids), max_size=6))
+    out = data.draw(st.sets(st.sampled_from(ids)))
+    k = data.draw(st.integers(1, len(ids)))
+    (found,) = decoder.rank_exact([history], k, [out])
+    expected = brute_force(decoder, history, out)
+    assert [s for _, s in found.ranking] == pytest.approx(
+        sorted(expected.values(), reverse=True)[:k], abs=1e-4
+    )
+    assert all(s == pytest.approx(expected[item], abs=1e-4) for item, s in found.ranking)
+    if len(found.ranking) == k:
+        assert found.best_unopened <= found.ranking[-1][1]
+    else:
+        assert found.best_unopened == float("-inf")
+
+
+def test_exact_search_finds_what_narrow_beams_miss(tiny_backbone):
+    """The best item lies below the worst first token."""
+    codes = {f"a{n}": (f"<a_{n}>", "<b_0>") for n in range(30)}
+    codes |= {f"b{n}": ("<a_30>", f"<b_{n}>") for n in range(2)}
+    decoder = decoder_for(tiny_backbone, codes)
+    scores = brute_force(decoder, ["a1"], set())
+    best = max(scores, key=scores.get)
+    first = {code[0]: item for item, code in codes.items()}
+    # All first tokens above that of the best item, and no other: one beam per item that is worse, with 25 of them.
+    (found,) = decoder.rank_exact([["a1"]], 1)
+    assert found.ranking[0][0] == best
+    assert found.opened <= len(first) + 1
+    missed = decoder.missed_by_beams([["a1"], ["a2"], ["b1"]], 1, widths=(1, 20, 40), label="")
+    assert missed["missed@40"] == 0.0 <= missed["missed@1"]
+    assert missed["users"] == 3
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_an_allow_list_is_the_exclusion_of_all_else(decoder, data):
+    ids = decoder.item_ids
+    allow = data.draw(st.lists(st.none() | st.sets(st.sampled_from(ids)), min_size=3, max_size=3))
+    out = [data.draw(st.sets(st.sampled_from(ids), max_size=3)) for _ in allow]
+    histories = [ids[:2], [], ids[1:4]]
+    found = decoder.rank(histories, 5, out, allow=allow)
+    others = [set(ids) - (set(ids) if a is None else a) | o for a, o in zip(allow, out, strict=True)]
+    for one, two, other in zip(found, decoder.rank(histories, 5, others), others, strict=True):
+        assert [item for item, _ in one] == [item for item, _ in two]
+        assert [s for _, s in one] == pytest.approx([s for _, s in two], abs=1e-5)
+        assert len(one) == min(5, len(ids) - len(other))
+
+
+def rows_read(decoder):
+    """Shapes of what the model's body reads from now on."""
+    shapes = []
+
+    def note(_, inputs, given):
+        ids = given.get("input_ids")
+        shapes.append(tuple((inputs[0] if ids is None else ids).shape))
+
+    decoder.model.backbone.base_model.register_forward_pre_hook(note, with_kwargs=True)
+    return shapes
+
+
+def test_beams_share_the_row_of_their_prompt(tiny_backbone):
+    decoder = decoder_for(tiny_backbone, EQUAL)
+    histories = [["i1", "i2"], ["i3"], ["i1"]]
+    decoder.rank(histories, 3)  # tries once whether the model can
+    shapes = rows_read(decoder)
+    decoder.rank(histories, 3)
+    assert shapes == [(3, 5), (3, 5)]  # three prompts of at most two items; then five first tokens of each
+
+
+def test_what_users_have_in_common_is_read_once(tiny_backbone):
+    decoder = decoder_for(tiny_backbone, EQUAL, "prompt")
+    histories = [["i1", "i2"], ["i3", "i4"], ["i1", "i2"]]
+    prompts = [decoder.renderer.prompt_ids(history) for history in histories]
+    same = next(n for n, (a, b) in enumerate(zip(*prompts[:2], strict=True)) if a != b)
+    assert same >= 16
+    alone = [decoder.rank([history], 5)[0] for history in histories]
+    shapes = rows_read(decoder)
+    together = decoder.rank(histories, 5)
+    # The third asks what the first does, and is answered with it.
+    assert shapes[:2] == [(1, same), (2, len(prompts[0]) - same)]
+    assert together[0] == together[2]
+    for one, two in zip(alone, together, strict=True):
+        assert [item for item, _ in one] == [item for item, _ in two]
+        assert [s for _, s in one] == pytest.approx([s for _, s in two], abs=1e-4)
+    different = decoder.rank(histories, 5, [[], [], ["i1"]])
+    assert "i1" not in dict(different[2])
+
+
+def test_a_row_that_is_finished_leaves_the_batch(tiny_backbone):
+    codes = {"a": ("<a_0>",)} | {f"b{n}": ("<a_1>", f"<b_{n}>", f"<c_{n}>") for n in range(6)}
+    decoder = decoder_for(tiny_backbone, codes)
+    decoder.rank([["a"], ["b1"]], 1)
+    shapes = rows_read(decoder)
+    found = decoder.rank([["a"], ["b1"]], 1, [[], ["a"]], allow=[["a"], None])
+    assert found[0][0][0] == "a"
+    assert [shape[0] for shape in shapes] == [2, 1, 1]
+
+
+def test_a_thousand_items_are_wanted(tiny_backbone):
+    codes = {f"i{n}": (f"<a_{n % 40}>", f"<b_{n // 40}>") for n in range(1500)}
+    decoder = decoder_for(tiny_backbone, codes)
+    (found,) = decoder.rank([["i7"]], 1000, [["i7", "i8"]])
+    assert len({item for item, _ in found}) == 1000
+    assert [s for _, s in found] == sorted((s for _, s in found), reverse=True)
+
+
+def test_any_number_of_users_is_streamed(decoder):
+    ids = decoder.item_ids
+    histories = [ids[:1], ids[1:6], [], ids[2:4] * 3]
+    endless = decoder.stream(cycle(histories), 3, cycle([{ids[0]}, set()]), batch_size=2)
+    expected = decoder.rank_all(histories, 3, [{ids[0]}, set(), {ids[0]}, set()], label="")
+    for one, two in zip(list(islice(endless, 6)), (expected * 2)[:6], strict=True):
+        assert [item for item, _ in one] == [item for item, _ in two]
+
+
+def test_scores_that_are_no_numbers_are_refused(decoder):
+    rows = decoder.model.row_parameters()
+    kept = [row.detach().clone() for row in rows]
+    try:
+        with torch.no_grad():
+            for row in rows:
+                row.fill_(float("nan"))
+        with pytest.raises(ModelError, match="not numbers"):
+            decoder.rank([decoder.item_ids[:1]], 3)
+    finally:
+        with torch.no_grad():
+            for row, values in zip(rows, kept, strict=True):
+                row.copy_(values)
+
+
+def test_the_trace_says_what_was_kept(tiny_backbone):
+    decoder = decoder_for(tiny_backbone, UNEQUAL)
+    levels = []
+    (ranking,) = decoder.rank([["a"]], 7, trace=levels)
+    assert len(levels) == 3
+    trie, parents, kept = decoder.index.trie_of_tokens, [np.zeros(1, int)], {}
+    for level in levels:
+        live = level.scores[0] > float("-inf")
+        for node, score, parent in zip(
+            level.nodes[0][live], level.scores[0][live], level.parents[0][live], strict=True
+        ):
+            assert node in trie.children(int(parents[-1][parent])).values()
+            kept[int(node)] = float(score)
+        parents.append(level.nodes[0])
+    ended = {
+        decoder.item_ids[trie.node_item[node]]: score
+        for node, score in kept.items()
+        if trie.node_item[node] >= 0
+    }
+    assert ended == pytest.approx(dict(ranking))
