@@ -3,8 +3,10 @@
 import os
 import platform
 import resource
+import shlex
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,11 @@ import genrec.indexing
 from genrec.core.errors import RunError, require
 from genrec.core.progress import say
 from genrec.data_prep import InteractionLog, ItemCatalog, load_dataset
+from genrec.runs import versions
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT_FOLDERS = tuple(
-    f"benchmarks{room}/results" for room in ("", "/data", "/indexing", "/tasks", "/training")
+    f"benchmarks{room}/results" for room in ("", "/data", "/decoding", "/indexing", "/tasks", "/training")
 )
 
 
@@ -48,6 +51,39 @@ def working_tree() -> tuple[str, bool]:
     if head.returncode or status.returncode:
         raise RunError(f"{ROOT} is no git repository with a commit: {(head.stderr or status.stderr).strip()}")
     return head.stdout.strip(), bool(status.stdout.strip())
+
+
+def begin_result(
+    folder: Path, name: str, script: str, arguments: Sequence[str], *, changed: bool, allow_dirty: bool
+) -> tuple[Path, dict[str, Any]]:
+    """Returns the file that a result will be, and what every result says of how it was made.
+
+    Args:
+        folder: Of results.
+        name: Of the measurement.
+        script: Path of the script below the repository.
+        arguments: What it was called with.
+        changed: Whether sizes are not those of the script, so that it is only tried.
+        allow_dirty: Whether uncommitted changes may be measured.
+
+    Raises:
+        RunError: If there are uncommitted changes, or the result is there already.
+    """
+    commit, dirty = working_tree()
+    if dirty and not allow_dirty:
+        raise RunError("The working tree has changes that are not committed: commit or stash them.")
+    path = folder / f"{name}-{commit[:8]}{'-changed' if changed else ''}{'-dirty' if dirty else ''}.json"
+    if path.exists():
+        raise RunError(f"{path} is there already, and results are added, never edited.")
+    return path, {
+        "name": name,
+        "commit": commit,
+        "dirty": dirty,
+        "command": shlex.join(["python", script, *arguments]),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "hardware": hardware(),
+        "versions": versions(),
+    }
 
 
 def datasets() -> Iterator[tuple[str, InteractionLog, ItemCatalog]]:

@@ -9,12 +9,10 @@ many in a step, with few layers, and their losses on the same items are compared
 
 import argparse
 import math
-import shlex
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +22,7 @@ import pyarrow.compute as pc
 import torch
 from transformers import set_seed
 
-from genrec.core.errors import GenrecError, RunError
+from genrec.core.errors import GenrecError
 from genrec.core.files import read_json, write_json
 from genrec.core.progress import say
 from genrec.data_prep import InteractionLog, ItemCatalog, Split, leave_one_out
@@ -32,13 +30,12 @@ from genrec.indexing import IndexSettings, ItemIndex, build_index
 from genrec.models.backbone import load_backbone
 from genrec.models.recommender_model import RecommenderModel
 from genrec.models.vocabulary import add_identifier_tokens, initial_rows
-from genrec.runs import versions
 from genrec.tasks import TaskSettings, build_dataset, make_renderer
 from genrec.training import ModelSettings, TrainSettings, finetune
 from genrec.training.finetune import MODEL, TRAINING_FILE
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from machine import ROOT, datasets, hardware, working_tree
+from machine import ROOT, begin_result, datasets
 
 RESULTS = ROOT / "benchmarks" / "training" / "results"
 BACKBONE, HISTORY, LORA_R, RATE = "smollm2-135m-instruct", 50, 16, 1e-3
@@ -245,30 +242,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--allow-dirty", action="store_true", help="measure uncommitted changes")
     options = parser.parse_args(arguments)
     try:
-        commit, dirty = working_tree()
-        if dirty and not options.allow_dirty:
-            raise RunError("The working tree has changes that are not committed: commit or stash them.")
-        changed = (
-            "-changed" if (options.seconds, options.layers, options.passes) != (SECONDS, LAYERS, None) else ""
+        changed = (options.seconds, options.layers, options.passes) != (SECONDS, LAYERS, None)
+        script = "benchmarks/training/speed.py"
+        path, head = begin_result(
+            options.results, "speed", script, arguments, changed=changed, allow_dirty=options.allow_dirty
         )
-        path = options.results / f"speed-{commit[:8]}{changed}{'-dirty' if dirty else ''}.json"
-        if path.exists():
-            raise RunError(f"{path} is there already, and results are added, never edited.")
-        machine, began, found = hardware(), time.perf_counter(), {}
+        began, found = time.perf_counter(), {}
         for case in (Case(*dataset, options.seed) for dataset in datasets()):
             say(f"== {case.name}")
             speeds = {way: speed(case, way, options.seconds, options.layers) for way in (SFT, *WAYS)}
             same = same_loss(case, FEW_LAYERS, options.passes or PASSES[case.name])
             found[case.name] = {"speed": speeds, "same": same}
-        result = {
-            "name": "speed",
+        result = head | {
             "seed": options.seed,
-            "commit": commit,
-            "dirty": dirty,
-            "command": shlex.join(["python", "benchmarks/training/speed.py", *arguments]),
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "hardware": machine,
-            "versions": versions(),
             "layers": options.layers,
             "few_layers": FEW_LAYERS,
             "data": found,

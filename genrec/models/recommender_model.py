@@ -573,11 +573,13 @@ class RecommenderModel(nn.Module):
 
     def _vocabulary_log_probs(self, states: torch.Tensor, excluded: torch.Tensor | None) -> torch.Tensor:
         """Returns ``(..., new tokens)`` log-probabilities among all tokens but the excluded ones."""
-        scores = self._logits(states)
+        head = self.backbone.get_output_embeddings()
+        # One after the other: joined, the scores of all words would be copied.
+        old = self._capped(head.base(states)[..., : self.first_id].float()).logsumexp(-1, keepdim=True)
+        new = self._capped(head.new_scores(states).float())
         if excluded is not None:
-            own = scores[..., self.first_id :].masked_fill(excluded, float("-inf"))
-            scores = torch.cat([scores[..., : self.first_id], own], -1)
-        return scores[..., self.first_id :] - scores.logsumexp(-1, keepdim=True)
+            new = new.masked_fill(excluded, float("-inf"))
+        return new - torch.logaddexp(old, new.logsumexp(-1, keepdim=True))
 
     def _logits(self, states: torch.Tensor) -> torch.Tensor:
         """Returns float32 ``(..., vocabulary)``, the backbone's own logits."""
