@@ -218,17 +218,17 @@ class NoModel:
     def parameters(self) -> Any:
         return iter([self.given])
 
-    def read(self, prompts: Any, *_: Any, **__: Any) -> Any:
+    def read(self, *_: Any, **__: Any) -> Any:
         return self.states[:, :1], self
 
-    def go_on(self, prefixes: Any, parents: torch.Tensor, tokens: torch.Tensor) -> Any:
+    def go_on(self, _: Any, parents: torch.Tensor, __: torch.Tensor) -> Any:
         return self.states[:, : parents.shape[1]], self
 
     def level_log_probs(self, states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
         return self.given[:, : states.shape[1]]
 
 
-def trie(seed: int, rounds: int, dtype: Any) -> dict[str, Any]:
+def trie(seed: int, rounds: int, _: Any) -> dict[str, Any]:
     """Returns milliseconds of a level of a batch, all but the model: the trie, the filter and the choice of beams."""
     found: dict[str, Any] = {}
     for num_items in TRIE_COUNTS:
@@ -246,7 +246,7 @@ def trie(seed: int, rounds: int, dtype: Any) -> dict[str, Any]:
         drawn = np.random.default_rng(seed).integers(0, num_items, (BATCH, PROMPT_ITEMS)).tolist()
         steps = {}
         for name, out in (("plain_ms", None), ("excluding_50_ms", drawn)):
-            taken = seconds(lambda d=decoder, o=out: d.rank(users, K, o, BEAMS), 10 * rounds)[0]
+            taken = seconds(lambda d=decoder, u=users, o=out: d.rank(u, K, o, BEAMS), 10 * rounds)[0]
             steps[name] = 1000 * taken / LEVELS
         found[str(num_items)] = steps
         say(f"  {num_items:,} items: {steps['plain_ms']:.2f} ms, {steps['excluding_50_ms']:.2f} ms")
