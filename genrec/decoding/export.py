@@ -16,7 +16,7 @@ from genrec.data_prep import ItemCatalog, ItemId
 from genrec.decoding.processor import Scores, TrieLogitsProcessor
 from genrec.indexing import Code, ItemIndex, ItemTrie
 from genrec.models.backbone import Dtype
-from genrec.models.recommender_model import RecommenderModel
+from genrec.models.recommender_model import RecommenderModel, SoftmaxOver
 from genrec.tasks import Renderer
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class ExportedItems:
         trie: The trie of their codes in ids of the exported tokenizer; its rows are numbered as ``item_ids``.
         tokens: ``{identifier token: (id, level)}``, those without an item too.
         end_token: Id of the token that ends a sequence.
-        scores: Among what the model was trained to predict a token, as ``TrieLogitsProcessor`` names it.
+        softmax_over: Among what the model was trained to predict an identifier token, as ``train.softmax_over``.
         method: Name of the index's scheme.
         shared: Whether items may share a code.
         asks: What ``Renderer.from_about`` makes the writer of prompts of.
@@ -51,7 +51,7 @@ class ExportedItems:
     trie: ItemTrie
     tokens: dict[str, tuple[int, int]]
     end_token: int
-    scores: Scores
+    softmax_over: SoftmaxOver
     method: str
     shared: bool
     asks: dict[str, Any]
@@ -76,7 +76,7 @@ class ExportedItems:
                 for token, level in zip(index.tokens, index.token_levels, strict=True)
             },
             end_token=int(end_token),
-            scores=model.about.get("softmax_over", "level"),
+            softmax_over=model.about.get("softmax_over", "level"),
             method=index.method,
             shared=index.shared,
             asks=renderer.about(),
@@ -100,7 +100,7 @@ class ExportedItems:
                     "token_ids": [ids[token] for token in code],
                 }
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        names = ("tokens", "end_token", "scores", "method", "shared", "asks")
+        names = ("tokens", "end_token", "softmax_over", "method", "shared", "asks")
         about = {name: getattr(self, name) for name in names}
         write_json(folder / ABOUT, {"kind": KIND, "version": VERSION, **about})
 
@@ -149,13 +149,13 @@ class ExportedItems:
         return Renderer.from_about(self.asks, tokenizer, index)
 
     def processor(
-        self, exclude: Sequence[Collection[ItemId]] | None = None, scores: Scores | None = None
+        self, exclude: Sequence[Collection[ItemId]] | None = None, scores: Scores = "trained"
     ) -> TrieLogitsProcessor:
         """Returns a processor for one call of ``generate``.
 
         Args:
             exclude: For each prompt the items that must not come; None excludes nothing.
-            scores: As ``TrieLogitsProcessor``; default is what the model was trained for.
+            scores: As ``TrieLogitsProcessor``.
 
         Raises:
             UnknownItemError: If an excluded item is none of these.
@@ -179,9 +179,9 @@ class ExportedItems:
         return TrieLogitsProcessor(
             self.trie,
             self.end_token,
-            scores=scores or self.scores,
+            scores=scores,
             restrictions=restrictions,
-            level_tokens=levels,
+            level_tokens=levels if self.softmax_over == "level" else None,
         )
 
     def search(self, beams: int) -> dict[str, Any]:
@@ -306,7 +306,7 @@ def _readme(exported: ExportedItems, model: RecommenderModel, renderer: Renderer
     depth = exported.trie.depth
     if engine != "transformers":
         section = section.replace("DEPTH", str(depth)).replace("END_TOKEN", str(exported.end_token))
-        section += _LEVEL if exported.scores == "level" else _VOCABULARY
+        section += _LEVEL if exported.softmax_over == "level" else _VOCABULARY
         if model.is_encoder_decoder:
             section += _SEQ2SEQ
     return f"""# A recommender for {about}

@@ -12,7 +12,7 @@ from transformers import LogitsProcessor
 from genrec.core.errors import ModelError
 from genrec.indexing import ItemTrie, Restriction
 
-Scores = Literal["generate", "vocabulary", "level", "allowed"]
+Scores = Literal["vocabulary", "trained", "allowed"]
 
 
 class TrieLogitsProcessor(LogitsProcessor):
@@ -25,14 +25,13 @@ class TrieLogitsProcessor(LogitsProcessor):
 
     What comes out for allowed tokens, the rest being minus infinity:
 
-    - ``"generate"``: what came in, as ``prefix_allowed_tokens_fn`` leaves it: in beam search the log-probability in the
-      vocabulary, otherwise the logit; the end token counts, too.
-    - ``"vocabulary"``, ``"level"``: the log-probability among all tokens, or among the identifier tokens of the level, but
-      for those below which every item is excluded: what ``ConstrainedDecoder`` adds up for a model trained with
-      ``train.softmax_over`` as named.
+    - ``"vocabulary"``: what came in, as ``prefix_allowed_tokens_fn`` leaves it: in beam search the log-probability among all
+      tokens, otherwise the logit; the end token behind a code counts, too.
+    - ``"trained"``: the log-probability among the identifier tokens of the level, or without ``level_tokens`` among all, but
+      for those below which every item is excluded: what training maximises, and ``ConstrainedDecoder`` adds up.
     - ``"allowed"``: the log-probability among the allowed tokens.
 
-    But for the first the end token behind a code costs nothing, so that a sequence has the score of its item.
+    With the last two the end token behind a code costs nothing, so that a sequence has the score of its item.
 
     Args:
         trie: In ids of the tokenizer, as ``ItemIndex.trie(model.token_ids)``.
@@ -43,11 +42,11 @@ class TrieLogitsProcessor(LogitsProcessor):
             processor serves one call of ``generate``.
         restrictions: For each request of the batch what it allows (``ItemTrie.restrict``), None being everything;
             None for all of them allows everything.
-        level_tokens: For ``"level"``: the ids of the identifier tokens of each level.
+        level_tokens: The ids of the identifier tokens of each level, for ``"trained"`` with a model that was trained with
+            ``train.softmax_over=level``; None is ``vocabulary``.
 
     Raises:
-        ModelError: If ``"level"`` is asked for without ``level_tokens``, or a restriction is one of another trie. When
-            called: if sequences are shorter than the prompt or not those of the call before, the batch does not divide
+        ModelError: If ``scores`` is none of these, or a restriction is of another trie. When called: if sequences are shorter than the prompt or not those of the call before, the batch does not divide
             by the requests, the model has no such tokens, or a score of an allowed token is NaN.
     """
 
@@ -56,18 +55,16 @@ class TrieLogitsProcessor(LogitsProcessor):
         trie: ItemTrie,
         end_token: int,
         *,
-        scores: Scores = "generate",
+        scores: Scores = "vocabulary",
         prompt_length: int | None = None,
         restrictions: Sequence[Restriction | None] | None = None,
         level_tokens: Sequence[Sequence[int]] | None = None,
     ) -> None:
         if scores not in get_args(Scores):
             raise ModelError(f"scores is one of {', '.join(get_args(Scores))}, got {scores!r}.")
-        if scores == "level" and level_tokens is None:
-            raise ModelError("scores='level' needs level_tokens, the ids of the identifier tokens by level.")
         self.trie, self.end_token, self.scores = trie, end_token, scores
         self._start, self._one_call, self._seen = prompt_length, prompt_length is None, -1
-        self._level_tokens = [np.sort(np.asarray(tokens, np.int64)) for tokens in level_tokens or ()]
+        self._level_tokens = level_tokens and [np.sort(np.asarray(tokens)) for tokens in level_tokens]
         self._highest = max(int(trie.child_token.max()), end_token)
         self._allowed_before: np.ndarray | None = None
         if restrictions is not None and any(restrictions):
@@ -119,9 +116,9 @@ class TrieLogitsProcessor(LogitsProcessor):
                 "The model gives NaN for tokens of items. Its weights or its type of numbers are to blame: load it in "
                 "float32 or bfloat16, and see that its files are whole."
             )
-        if self.scores in ("vocabulary", "level") and len(row):
+        if self.scores == "trained" and len(row):
             column, among = left_out[1], scores.clone()
-            if self.scores == "level":
+            if self._level_tokens:
                 # A sequence that goes on has not ended, so all of them stand at the same level.
                 tokens = self._level_tokens[written.shape[1]]
                 column, among = np.searchsorted(tokens, column), scores[:, there(tokens)]
@@ -132,7 +129,7 @@ class TrieLogitsProcessor(LogitsProcessor):
         if self.scores == "allowed":
             whole = found.logsumexp(-1, keepdim=True)
             found -= whole.masked_fill(whole.isneginf(), 0.0)  # where nothing is allowed but the end
-        found[ends, self.end_token] = scores[ends, self.end_token] if self.scores == "generate" else 0.0
+        found[ends, self.end_token] = scores[ends, self.end_token] if self.scores == "vocabulary" else 0.0
         return found
 
     def _written(self, input_ids: torch.Tensor) -> np.ndarray:

@@ -130,7 +130,7 @@ def decoder(request, tiny_backbone, tiny_t5):
 
 
 def ranked(decoder, lm, histories, out, scores):
-    """Items and scores that generate gives on a model, by the level's or the vocabulary's log-probabilities."""
+    """Items and scores that generate gives on a model, by a convention."""
     model, index = decoder.model, decoder.index
     trie = index.trie(model.token_ids)
     processor = TrieLogitsProcessor(
@@ -138,7 +138,9 @@ def ranked(decoder, lm, histories, out, scores):
         END,
         scores=scores,
         restrictions=[trie.restrict([n for n, i in enumerate(index.item_ids) if i not in o]) for o in out],
-        level_tokens=[
+        level_tokens=None
+        if model.about["softmax_over"] == "vocabulary"
+        else [
             [
                 model.token_ids[t]
                 for t, at in zip(index.tokens, index.token_levels, strict=True)
@@ -168,7 +170,7 @@ def test_it_gives_the_recommenders_own_ranking(decoder, merged, tmp_path):
         kind = AutoModelForSeq2SeqLM if model.is_encoder_decoder else AutoModelForCausalLM
         lm = kind.from_pretrained(tmp_path / "plain").eval()
     histories, out = [["a", "d", "c"], ["b"], ["f", "f"]], [{"d"}, {"b", "c"}, set()]
-    found = ranked(decoder, lm, histories, out, model.about["softmax_over"])
+    found = ranked(decoder, lm, histories, out, "trained")
     expected = decoder.rank(histories, 6, out)
     for one, two in zip(found, expected, strict=True):
         assert [item for item, _ in one] == [item for item, _ in two]
@@ -203,15 +205,13 @@ def test_sampling_writes_allowed_items_only(tiny_backbone):
 
 
 def test_a_request_that_allows_nothing_gets_nothing(decoder):
-    assert ranked(decoder, decoder.model.backbone, [["a"], ["b"]], [set(UNEQUAL), {"a"}], "level")[0] == []
+    assert ranked(decoder, decoder.model.backbone, [["a"], ["b"]], [set(UNEQUAL), {"a"}], "trained")[0] == []
 
 
 def test_wrong_use_is_told(tiny_backbone):
     trie = ItemTrie([(20,), (30, 20)])
     scores, ids = torch.zeros(2, 60), torch.ones(2, 3, dtype=torch.long)
-    with pytest.raises(ModelError, match="needs level_tokens"):
-        TrieLogitsProcessor(trie, END, scores="level")
-    with pytest.raises(ModelError, match="level, allowed, got 'logits'"):
+    with pytest.raises(ModelError, match="trained, allowed, got 'logits'"):
         TrieLogitsProcessor(trie, END, scores="logits")
     with pytest.raises(ModelError, match="of another trie"):
         TrieLogitsProcessor(trie, END, restrictions=[ItemTrie([(20,)]).restrict([0])])
