@@ -22,7 +22,8 @@ from genrec.indexing import Code, ItemIndex
 from genrec.training.finetune import HISTORIES, INDEX, ITEMS, MODEL, SERVING_FILE, load_trained
 
 if TYPE_CHECKING:
-    from genrec.decoding.beam import ConstrainedDecoder
+    from genrec.decoding.beam import BeamLevel, ConstrainedDecoder
+    from genrec.decoding.explain import BeamTree
     from genrec.decoding.export import Engine
 
 Unknown = Literal["error", "skip", "title"]
@@ -46,6 +47,62 @@ class Recommendation:
     title: str
     score: float
     code: Code
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What one history was given, and why.
+
+    Attributes:
+        history: The items gone on from, oldest first, with their titles.
+        recommendations: The list, best first.
+        tree: The prefixes of codes that beam search kept.
+    """
+
+    history: list[tuple[ItemId, str]]
+    recommendations: list[Recommendation]
+    tree: BeamTree
+
+    def write_picture(self, path: str | Path) -> None:
+        """Writes the tree as a picture: ``.svg``, or ``.html`` with history and list; both follow light and dark.
+
+        Raises:
+            DataError: If the file's name ends otherwise.
+            RunError: If the file system refuses.
+        """
+        from genrec.core.page import escaped, section, title_span, write_html, write_svg
+        from genrec.decoding.explain import TREE_STYLE, probability, tree_svg
+
+        path = Path(path)
+        if path.suffix not in (".svg", ".html"):
+            raise DataError(f"A picture is an .svg or an .html file, got {str(path)!r}.")
+        if path.suffix == ".svg":
+            write_svg(path, tree_svg(self.tree), TREE_STYLE)
+            return
+        taken = "".join(f"<li>{title_span(title)}</li>" for _, title in self.history)
+        given = "".join(
+            f'<li>{title_span(item.title)}<span class="score">p {probability(item.score)} · '
+            f"{escaped(''.join(item.code))}</span></li>"
+            for item in self.recommendations
+        )
+        lists = (
+            f'<div class="cards"><div class="card"><h3>History, oldest first</h3><ol>{taken}</ol></div>'
+            f'<div class="card"><h3>Recommended</h3><ol>{given}</ol></div></div>'
+        )
+        note = (
+            '<p class="note">From left to right the tokens of the codes, with their probabilities so far; a line is as thick as '
+            "its prefix is likely. Above each column: how many prefixes of that length were kept, of how many, and the "
+            "probability that they have together. Grey is what was dropped; behind every end stand titles below it.</p>"
+        )
+        picture = f'<div class="scroll" tabindex="0" role="region" aria-label="Beam tree">{tree_svg(self.tree)}</div>{note}'
+        write_html(
+            path,
+            "Why these items",
+            "Recommendation",
+            "",
+            [section("From what to what", lists), section("What the search kept", picture)],
+            style=f".beams {{ min-width: 46rem; }}{TREE_STYLE}",
+        )
 
 
 class Recommender:
@@ -111,43 +168,56 @@ class Recommender:
             DataError: If k or beams is below 1, both or neither of histories and user_ids are given, a history is no list of
                 item ids, a user is unknown, or several items have the title.
         """
-        histories = self._histories(histories, user_ids, unknown)
-        return self._recommend(histories, k, exclude_history, exclude, beams)
+        histories, k, left_out, beams = self._asked(
+            histories, user_ids, k, exclude_history, exclude, beams, unknown
+        )
+        rankings = self._decoder.stream(histories, k, left_out, beams)
+        return [self._recommendations(ranking) for ranking in rankings]
 
-    def _recommend(
+    def _asked(
         self,
-        histories: Sequence[Sequence[ItemId]],
+        histories: Sequence[Sequence[ItemId]] | None,
+        user_ids: Sequence[UserId] | None,
         k: int,
         exclude_history: bool,
         exclude: Collection[ItemId],
         beams: int | None,
-    ) -> list[list[Recommendation]]:
-        k = _at_least_one("k", k)
-        beams = None if beams is None else _at_least_one("beams", beams)
-        exclude = _item_ids(exclude, "exclude")
-        left_out = [set(exclude) | (set(history) if exclude_history else set()) for history in histories]
-        rankings = self._decoder.stream(histories, min(k, len(self.items)), left_out, beams)
-        index = self._decoder.index
-        return [
-            [Recommendation(item, self.items.title(item), score, index.code(item)) for item, score in ranking]
-            for ranking in rankings
-        ]
-
-    def _histories(
-        self,
-        histories: Sequence[Sequence[ItemId]] | None,
-        user_ids: Sequence[UserId] | None,
         unknown: Unknown,
-    ) -> list[list[ItemId]]:
-        """Returns the histories to go on from, of items of the index; errors as ``recommend``."""
+    ) -> tuple[list[list[ItemId]], int, list[set[ItemId]], int | None]:
+        """Returns histories of the index's items, k, what is left out for each, and beams; errors as ``recommend``."""
+        k = min(_at_least_one("k", k), len(self.items))
+        beams = None if beams is None else _at_least_one("beams", beams)
+        nobody = set(_item_ids(exclude, "exclude"))
         if (histories is None) == (user_ids is None):
             raise DataError("Give either histories or user_ids.")
-        if unknown not in get_args(Unknown):
-            raise DataError(f"unknown is one of {', '.join(get_args(Unknown))}, got {unknown!r}.")
         if histories is None:
             if not isinstance(user_ids, Iterable) or isinstance(user_ids, str):
                 raise DataError(f"user_ids is a list of users, got {user_ids!r}. Write [...].")
-            return [self.history(user) for user in user_ids]
+            histories = [self.history(user) for user in user_ids]
+        found = self.resolve(histories, unknown)
+        return found, k, [nobody | (set(history) if exclude_history else set()) for history in found], beams
+
+    def _recommendations(self, ranking: Sequence[tuple[ItemId, float]]) -> list[Recommendation]:
+        index = self._decoder.index
+        return [
+            Recommendation(item, self.items.title(item), score, index.code(item)) for item, score in ranking
+        ]
+
+    def resolve(
+        self, histories: Sequence[Sequence[ItemId]], unknown: Unknown = "error"
+    ) -> list[list[ItemId]]:
+        """Returns histories as ``recommend`` goes on from them: of items of the index alone.
+
+        Args:
+            histories: As ``recommend``.
+            unknown: As ``recommend``.
+
+        Raises:
+            UnknownItemError: As ``recommend``.
+            DataError: As ``recommend``.
+        """
+        if unknown not in get_args(Unknown):
+            raise DataError(f"unknown is one of {', '.join(get_args(Unknown))}, got {unknown!r}.")
         if isinstance(histories, str | Mapping) or not isinstance(histories, Iterable):
             raise DataError(f"Histories are a list of histories, got {histories!r}. Write [[...]].")
         read = []
@@ -203,6 +273,41 @@ class Recommender:
         for item in self._decoder.index.item_ids:
             found.setdefault(_folded(self.items.title(item)), []).append(item)
         return found
+
+    def explain(
+        self,
+        history: Sequence[ItemId],
+        *,
+        k: int = 10,
+        exclude_history: bool = True,
+        exclude: Collection[ItemId] = (),
+        beams: int | None = None,
+        unknown: Unknown = "error",
+    ) -> Explanation:
+        """Returns what ``recommend`` gives for one history, and the prefixes of codes that led there.
+
+        Args:
+            history: Items a user took, oldest first.
+            k: As ``recommend``.
+            exclude_history: As ``recommend``.
+            exclude: As ``recommend``.
+            beams: As ``recommend``.
+            unknown: As ``recommend``.
+
+        Raises:
+            UnknownItemError: As ``recommend``.
+            DataError: As ``recommend``.
+        """
+        from genrec.decoding.explain import beam_tree
+
+        ((history,), k, (left_out,), beams) = self._asked(
+            [history], None, k, exclude_history, exclude, beams, unknown
+        )
+        levels: list[BeamLevel] = []
+        (ranking,) = self._decoder.rank([history], k, [left_out], beams, trace=levels)
+        tree = beam_tree(levels, self._decoder.index, self.items, ranking, left_out)
+        titles = [(item, self.items.title(item)) for item in history]
+        return Explanation(titles, self._recommendations(ranking), tree)
 
     def extend(self, items: ItemCatalog) -> Recommender:
         """Returns a recommender that knows these items too, by the codes that ``ItemIndex.extend`` gives them.
