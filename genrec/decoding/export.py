@@ -329,8 +329,7 @@ A prompt must be the one of training, token by token. For a user who took {" and
 
 ## transformers
 
-Tried: this gives the items and scores of `Recommender.recommend` with as many beams, where all codes have one length. Of
-codes of unequal length `generate` keeps whole ones beside its beams, not among them: give it beams enough.
+Tried: this gives the items and scores of `Recommender.recommend` with as many beams.
 
 ```python
 import torch

@@ -64,7 +64,7 @@ class TrieLogitsProcessor(LogitsProcessor):
             raise ModelError(f"scores is one of {', '.join(get_args(Scores))}, got {scores!r}.")
         self.trie, self.end_token, self.scores = trie, end_token, scores
         self._start, self._one_call, self._seen = prompt_length, prompt_length is None, -1
-        self._level_tokens = level_tokens and [np.sort(np.asarray(tokens)) for tokens in level_tokens]
+        self._level_tokens = [np.sort(np.asarray(tokens)) for tokens in level_tokens or ()]
         self._highest = max(int(trie.child_token.max()), end_token)
         self._allowed_before: np.ndarray | None = None
         if restrictions is not None and any(restrictions):

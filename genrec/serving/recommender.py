@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import pyarrow.parquet as pa_parquet
 
+from genrec._version import __version__
 from genrec.core.errors import DataError, IndexingError, RunError, UnknownItemError, nearest, require
 from genrec.core.files import megabytes
 from genrec.core.progress import say
@@ -101,6 +102,7 @@ class Explanation:
             "Recommendation",
             "",
             [section("From what to what", lists), section("What the search kept", picture)],
+            version=__version__,
             style=f".beams {{ min-width: 46rem; }}{TREE_STYLE}",
         )
 

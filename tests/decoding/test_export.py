@@ -7,6 +7,7 @@ import re
 
 import pytest
 import torch
+from small import small_recommender
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
@@ -16,14 +17,7 @@ from transformers import (
 )
 
 from genrec.core.errors import ModelError, RunError, UnknownItemError
-from genrec.data_prep import ItemCatalog
-from genrec.decoding.beam import ConstrainedDecoder
 from genrec.decoding.export import ExportedItems, write_export
-from genrec.indexing import ItemIndex
-from genrec.models.backbone import load_backbone
-from genrec.models.recommender_model import RecommenderModel
-from genrec.serving import Recommender
-from genrec.tasks import Renderer
 
 UNEQUAL = {
     "a": ("<a_0>",),
@@ -43,29 +37,10 @@ KINDS = {
 }
 
 
-def recommender_for(folder, run_dir, codes, form="packed", over="level", shared=False, whole_words=False):
-    index = ItemIndex("mine", codes, shared=shared)
-    lm, tokenizer = load_backbone(folder, dtype="float32")
-    rows = torch.randn(len(index.tokens), 64, generator=torch.Generator().manual_seed(2)) * 0.5
-    model = RecommenderModel.create(
-        lm,
-        tokenizer,
-        index,
-        rows,
-        name=folder,
-        layers=None,
-        softmax_over=over,
-        whole_words=whole_words,
-    )
-    renderer = Renderer(tokenizer, index, form, 20, text_to_text=model.is_encoder_decoder)
-    items = ItemCatalog.from_titles({item: f"Thing {item} \u2028 “{item}”" for item in codes})
-    return Recommender(ConstrainedDecoder(model.eval(), renderer), items, run_dir)
-
-
 @pytest.fixture(scope="module", params=KINDS)
 def recommender(request, tiny_backbone, tiny_t5, tmp_path_factory):
     codes, form, t5, over = KINDS[request.param]
-    return recommender_for(
+    return small_recommender(
         tiny_t5 if t5 else tiny_backbone, tmp_path_factory.mktemp("run"), codes, form, over
     )
 
@@ -92,7 +67,8 @@ def test_every_code_is_read_back_and_nothing_else(recommender, folder):
         assert exported.items(written) == exported.items([*written, exported.end_token]) == expected
 
 
-def test_a_plain_folder_ranks_as_the_recommender(recommender, folder):
+@pytest.mark.parametrize("beams", [4, 20])
+def test_a_plain_folder_ranks_as_the_recommender(recommender, folder, beams):
     exported, lm = ExportedItems.read(folder), plain_model(recommender, folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     ids = exported.item_ids
@@ -105,11 +81,11 @@ def test_a_plain_folder_ranks_as_the_recommender(recommender, folder):
         torch.tensor([[exported.end_token] * (longest - len(p)) + p for p in prompts]),
         attention_mask=torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts]),
         logits_processor=LogitsProcessorList([exported.processor(exclude=histories)]),
-        **exported.search(beams=20),
+        **exported.search(beams=beams),
     )
     start = 1 if lm.config.is_encoder_decoder else longest
     rankings = exported.rankings(found, start, len(prompts))
-    for mine, theirs in zip(rankings, recommender.recommend(histories, k=20), strict=True):
+    for mine, theirs in zip(rankings, recommender.recommend(histories, k=beams, beams=beams), strict=True):
         assert [item for item, _ in mine] == [r.item_id for r in theirs]
         assert [score for _, score in mine] == pytest.approx([r.score for r in theirs], abs=1e-4)
 
@@ -137,7 +113,7 @@ def test_the_readme_says_what_was_not_run(recommender, engine, tmp_path):
 
 
 def test_defaults_of_the_backbone_change_nothing(tiny_backbone, tmp_path):
-    recommender = recommender_for(tiny_backbone, tmp_path, EQUAL)
+    recommender = small_recommender(tiny_backbone, tmp_path, EQUAL)
     recommender._decoder.model.backbone.generation_config = GenerationConfig(
         do_sample=True, temperature=0.3, top_k=3, repetition_penalty=1.7, num_beams=2, no_repeat_ngram_size=2
     )
@@ -155,14 +131,14 @@ def test_defaults_of_the_backbone_change_nothing(tiny_backbone, tmp_path):
 
 def test_items_that_share_a_code_are_all_named(tiny_backbone, tmp_path):
     codes = {"a": ("<a_0>", "<b_0>"), "b": ("<a_1>", "<b_0>"), "c": ("<a_0>", "<b_0>")}
-    recommender = recommender_for(tiny_backbone, tmp_path, codes, shared=True)
+    recommender = small_recommender(tiny_backbone, tmp_path, codes, shared=True)
     exported = ExportedItems.read(recommender.export(tmp_path / "x"))
     ids = recommender._decoder.model.token_ids
     assert exported.items([ids["<a_0>"], ids["<b_0>"]]) == ["a", "c"]
 
 
 def test_what_cannot_be_exported_or_read_is_told(tiny_backbone, tiny_t5, tmp_path):
-    recommender = recommender_for(tiny_backbone, tmp_path, EQUAL)
+    recommender = small_recommender(tiny_backbone, tmp_path, EQUAL)
     with pytest.raises(
         ModelError, match="Unknown engine 'vlm'. Allowed: transformers, vllm, sglang. Did you mean 'vllm'"
     ):
@@ -172,7 +148,7 @@ def test_what_cannot_be_exported_or_read_is_told(tiny_backbone, tiny_t5, tmp_pat
     with pytest.raises(RunError, match="holds something else"):
         recommender.export(tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.tex").read_text() == "years of work"
-    whole_words = recommender_for(tiny_t5, tmp_path, EQUAL, "prompt", whole_words=True)
+    whole_words = small_recommender(tiny_t5, tmp_path, EQUAL, "prompt", whole_words=True)
     with pytest.raises(ModelError, match="cannot be merged"):
         whole_words.export(tmp_path / "words")
     assert not (tmp_path / "words").exists()
@@ -200,7 +176,7 @@ def test_what_cannot_be_exported_or_read_is_told(tiny_backbone, tiny_t5, tmp_pat
 
 
 def test_items_that_left_are_not_exported(tiny_backbone, tmp_path):
-    recommender = recommender_for(tiny_backbone, tmp_path, EQUAL)
+    recommender = small_recommender(tiny_backbone, tmp_path, EQUAL)
     less = recommender.remove(["i0", "i5", "i10"])  # and with them the first token of all three
     exported = ExportedItems.read(less.export(tmp_path / "x"))
     assert len(exported.item_ids) == 10
@@ -219,7 +195,7 @@ def test_items_that_left_are_not_exported(tiny_backbone, tmp_path):
 
 
 def test_write_export_is_what_the_recommender_calls(tiny_backbone, tmp_path):
-    recommender = recommender_for(tiny_backbone, tmp_path, EQUAL)
+    recommender = small_recommender(tiny_backbone, tmp_path, EQUAL)
     decoder = recommender._decoder
     write_export(tmp_path / "one", decoder.model, decoder.renderer, recommender.items, dtype="bfloat16")
     config = json.loads((tmp_path / "one" / "config.json").read_text())
