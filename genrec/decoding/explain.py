@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from genrec.core.page import escaped, fitted, plural, text_width
+from genrec.core.page import escaped, fitted, plural, short, text_width
 from genrec.data_prep import ItemCatalog, ItemId
 from genrec.indexing import Code, ItemIndex
 
@@ -167,7 +167,7 @@ def _level_line(number: int, level: LevelCount) -> str:
 
 
 def _said(branch: Branch) -> str:
-    titles = ", ".join(branch.titles)
+    titles = "; ".join(short(title, 60) for title in branch.titles)
     if branch.complete:
         listed = ", ".join(f"{place}." for place in branch.places)
         more = branch.num_items - len(branch.titles)
@@ -195,13 +195,15 @@ _ROW, _TOP, _SIZE, _TITLE = 24.0, 34.0, 13.0, 460.0
 def tree_svg(tree: BeamTree) -> str:
     """Returns the tree as SVG, from left to right, for the inside of a page or a file with ``TREE_STYLE``.
 
-    A link is as thick as its prefix is likely; what was dropped is grey. Behind every end stand the titles below it.
+    A link is as thick as its prefix is likely beside the best first token, and grey where it leads to nothing in the list.
+    Behind every end stand the titles below it.
     """
     depth = len(tree.levels)
     tokens = [token for branch in _all(tree.branches) for token in branch.code[-1:]]
     widest = max((text_width(token, _SIZE) for token in tokens), default=0.0)
     column = min(max(widest, 60.0), 220.0) + 96.0
     root, rows = 12.0, 0
+    best = max((branch.score for branch in tree.branches), default=0.0)
     width = root + depth * column + _TITLE
     links: list[str] = []
     texts = [
@@ -226,8 +228,8 @@ def tree_svg(tree: BeamTree) -> str:
 
     def draw(x: float, y: float, found: list[tuple[Branch, float]]) -> None:
         for branch, at in found:
-            gone = "" if branch.branches or branch.places else " gone"
-            thick = max(1.0, 14.0 * math.exp(branch.score))
+            gone = "" if any(inner.places for inner in _all((branch,))) else " gone"
+            thick = max(1.0, 10.0 * math.exp(branch.score - best))
             # It leaves the words of the prefix before, and ends where its own begin.
             left, right = (x if x == root else x - 4), x + 30
             middle = (left + right) / 2
@@ -244,7 +246,8 @@ def tree_svg(tree: BeamTree) -> str:
             if not branch.branches:
                 kind = "listed" if branch.places else "out"
                 # Right behind its own column: no other branch has anything in the row of an end.
-                said = escaped(fitted(_said(branch), _SIZE, width - x - column - 12))
+                size = _SIZE * 1.15 if branch.places else _SIZE  # which are bold
+                said = escaped(fitted(_said(branch), size, width - x - column - 12))
                 texts.append(f'<text class="{kind}" x="{_n(x + column)}" y="{_n(at + 4.5)}">{said}</text>')
 
     if tree.branches:

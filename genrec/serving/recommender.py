@@ -92,8 +92,9 @@ class Explanation:
         )
         note = (
             '<p class="note">From left to right the tokens of the codes, with their probabilities so far; a line is as thick as '
-            "its prefix is likely. Above each column: how many prefixes of that length were kept, of how many, and the "
-            "probability that they have together. Grey is what was dropped; behind every end stand titles below it.</p>"
+            "its prefix is likely, beside the best first token. Above each column: how many prefixes of that length were kept, "
+            "of how many, and the probability that they have together. Grey lines lead to nothing in the list; behind every end "
+            "stand titles below it.</p>"
         )
         picture = f'<div class="scroll" tabindex="0" role="region" aria-label="Beam tree">{tree_svg(self.tree)}</div>{note}'
         write_html(

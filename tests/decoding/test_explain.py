@@ -75,10 +75,10 @@ def test_as_text(index):
         "Level 1: 3 of 3 prefixes kept, which have 87.5% of the probability.",
         "Level 2: 2 of 4 prefixes kept, which have 45.0% of the probability.",
         "Level 3: 1 of 3 prefixes kept, which have 25.0% of the probability.",
-        "├─ <a_2>  p 0.5000  3 items: The g <&>, The d <&>, The e <&>",
+        "├─ <a_2>  p 0.5000  3 items: The g <&>; The d <&>; The e <&>",
         "│  └─ <b_2>  p 0.2500  1 item: The g <&>",
         "│     └─ <c_2>  p 0.2500  1. The g <&>",
-        "├─ <a_1>  p 0.2500  2 items: The c <&>, The b <&>",
+        "├─ <a_1>  p 0.2500  2 items: The c <&>; The b <&>",
         "│  └─ <b_1>  p 0.2000  2. The c <&>",
         "└─ <a_0>  p 0.1250  not in the list: The a <&>",
     ]
@@ -95,8 +95,8 @@ def test_what_was_dropped_and_what_shares_a_code():
     ranking = [("i1", math.log(0.5)), ("i2", math.log(0.5))]
     lines = tree_text(beam_tree(levels, index, items, ranking, {"i0"}, row=1)).splitlines()[2:]
     assert lines == [
-        "├─ <a_0>  p 0.7500  4 items: I1, I2, I3 and 1 more",
-        "│  └─ <b_0>  p 0.5000  1., 2. I1, I2, I3 and 1 with the same code",
+        "├─ <a_0>  p 0.7500  4 items: I1; I2; I3 and 1 more",
+        "│  └─ <b_0>  p 0.5000  1., 2. I1; I2; I3 and 1 with the same code",
         "└─ <a_1>  p 1.0e-04  dropped with 1 item: X",
     ]
 
