@@ -79,7 +79,15 @@ def build_parser() -> argparse.ArgumentParser:
     recommend.add_argument("run", help="folder of a finished run, or a Hub id")
     who = recommend.add_mutually_exclusive_group(required=True)
     who.add_argument("--user", help="a user of the run, with the history that evaluation gave them")
-    who.add_argument("--history", nargs="+", metavar="ITEM_ID", help="item ids, oldest first")
+    who.add_argument(
+        "--history", nargs="*", metavar="ITEM_ID", help="item ids, oldest first; none is an empty history"
+    )
+    recommend.add_argument(
+        "--unknown",
+        choices=("error", "skip", "title"),
+        default="error",
+        help="an item of the history that the index does not have: error (default), skip it, or take it for a title",
+    )
     recommend.add_argument("-k", type=int, default=10, help="items wanted (default 10)")
     recommend.add_argument("--beams", type=int, help="beam width (default: the larger of k and 20)")
     recommend.add_argument(
@@ -89,6 +97,32 @@ def build_parser() -> argparse.ArgumentParser:
         "--allow-seen", action="store_true", help="let items of the history be recommended again"
     )
     recommend.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    recommend.add_argument(
+        "--why",
+        action="store_true",
+        help="show the beam tree: which prefixes survived, and the titles below them",
+    )
+    recommend.add_argument(
+        "--why-picture", metavar="FILE", help="draw it: .svg, or .html with the history and the list"
+    )
+    export = commands.add_parser(
+        "export",
+        help="write a run as a folder for another engine: merged weights, tokenizer, items by token ids",
+    )
+    export.add_argument("run", help="folder of a finished run, or a Hub id")
+    export.add_argument("folder", help="new, empty, or an earlier export")
+    export.add_argument(
+        "--engine",
+        default="transformers",
+        metavar="NAME",
+        help="transformers (default), vllm or sglang: what its README is about",
+    )
+    export.add_argument(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16"),
+        default="auto",
+        help="type of the weights (default: that of the backbone in training)",
+    )
     push = commands.add_parser("push", help="upload a run to the Hub, without user histories")
     push.add_argument("run", help="folder of a finished run")
     push.add_argument("repo_id", help="org/name")
@@ -197,6 +231,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _keys()
         elif options.command == "recommend":
             _recommend(options)
+        elif options.command == "export":
+            from genrec.serving import Recommender
+
+            Recommender.from_pretrained(options.run).export(options.folder, options.engine, options.dtype)
         else:
             from genrec.serving import Recommender
 
@@ -388,27 +426,42 @@ def _keys() -> None:
 def _recommend(options: argparse.Namespace) -> None:
     import dataclasses
     import json
-    import math
 
+    from genrec.decoding.explain import probability, tree_text
     from genrec.serving import Recommender
 
     recommender = Recommender.from_pretrained(options.run)
-    history = options.history or recommender.history(options.user, options.include_held_out)
-    (found,) = recommender.recommend(
-        [history], k=options.k, exclude_history=not options.allow_seen, beams=options.beams
-    )
+    history = options.history
+    if history is None:
+        history = recommender.history(options.user, options.include_held_out)
+    (history,) = recommender.resolve([history], options.unknown)
+    asked = {"k": options.k, "exclude_history": not options.allow_seen, "beams": options.beams}
+    why = None
+    if options.why or options.why_picture:
+        why = recommender.explain(history, **asked)
+        found = why.recommendations
+    else:
+        (found,) = recommender.recommend([history], **asked)
+    if why is not None and options.why_picture:
+        why.write_picture(options.why_picture)
     if options.json:
-        print(json.dumps([dataclasses.asdict(item) for item in found], ensure_ascii=False, indent=2))
+        whole = dataclasses.asdict(why) if why is not None and options.why else None
+        value = whole or [dataclasses.asdict(item) for item in found]
+        print(json.dumps(value, ensure_ascii=False, indent=2))
         return
-    print(f"History of {len(history)} items, the last five:")
+    print(f"History of {len(history)} items{', the last five' if len(history) > 5 else ''}:")
     for item in history[-5:]:
         print(f"    {recommender.items.title(item)}  [{item}]")
     print("Recommended:")
-    for place, item in enumerate(found, start=1):
-        probability = math.exp(item.score)
-        print(f"{place:>3}. {item.title}  [{item.item_id}]  p {probability:.4f}  {''.join(item.code)}")
+    for place, given in enumerate(found, start=1):
+        code = "".join(given.code)
+        print(f"{place:>3}. {given.title}  [{given.item_id}]  p {probability(given.score)}  {code}")
     if len(found) < options.k:
         print(f"Only {len(found)} of the {options.k} items asked for: no other item is allowed.")
+    if why is not None and options.why:
+        print(tree_text(why.tree))
+    if options.why_picture:
+        print(f"Picture: {options.why_picture}")
 
 
 if __name__ == "__main__":

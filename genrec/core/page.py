@@ -220,6 +220,25 @@ def write_html(
         part.write_text(page, encoding="utf-8")
 
 
+def write_svg(path: Path, svg: str, style: str) -> None:
+    """Writes a picture as an SVG file of its own, whole or not at all, in the colours of a page, light and dark.
+
+    Args:
+        path: The file.
+        svg: The picture, its coordinates in pixels: ``<svg ... viewBox="0 0 W H" ...>``.
+        style: Its style, in the page's variables.
+
+    Raises:
+        RunError: If the file system refuses.
+    """
+    _, _, width, height = re.search(r'viewBox="([^"]*)"', svg)[1].split()  # type: ignore[index]
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
+    inner = f"<style>{_COLOURS}svg {{ background: var(--paper); font-family: system-ui, sans-serif; }}\n{style}</style>"
+    start, end = svg.index(" ") + 1, svg.index(">") + 1
+    with atomic_path(path) as part:
+        part.write_text(f"{head}{svg[start:end]}{inner}{svg[end:]}\n", encoding="utf-8")
+
+
 def facts(parts: Mapping[str, Mapping[str, Any] | None]) -> str:
     """Returns a small table for each part that has a fact, side by side; nothing where none has."""
     found = ""
@@ -349,7 +368,7 @@ def thinned(points: np.ndarray, most: int = 200) -> np.ndarray:
 
 # ---------------------------------------------------------------- style
 
-_STYLE = """
+_COLOURS = """
 :root {
   --paper: #fcfbf9; --card: #ffffff; --text: #1d1f24; --muted: #5a5e68; --rule: #e2dfd8; --own: #eef4fb;
   --good: #0a6b4d; --bad: #a83a0c; --warn: #8a2a06; --warn-paper: #fdf0e8;
@@ -362,7 +381,10 @@ _STYLE = """
     --m0: #68b1f5; --m1: #ae6b00; --m2: #98ffc8; --m3: #8f6e9b; --m4: #d1e9ff; --m5: #f0ef75; --m6: #caaa6f; --m7: #668268;
   }
 }
-* { box-sizing: border-box; }
+"""
+_STYLE = (
+    _COLOURS
+    + """* { box-sizing: border-box; }
 html { -webkit-text-size-adjust: 100%; }
 body {
   margin: 0; background: var(--paper); color: var(--text); line-height: 1.55; font-size: 1rem;
@@ -476,3 +498,4 @@ footer { color: var(--muted); font-size: .82rem; padding-top: 2rem; padding-bott
   details::details-content { content-visibility: visible; block-size: auto; }
 }
 """
+)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import operator
 import shutil
 import tempfile
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
+from functools import cached_property
+from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import pyarrow.parquet as pa_parquet
 
-from genrec.core.errors import DataError, IndexingError, RunError, nearest, require
+from genrec._version import __version__
+from genrec.core.errors import DataError, IndexingError, RunError, UnknownItemError, nearest, require
 from genrec.core.files import megabytes
 from genrec.core.progress import say
 from genrec.data_prep import ItemCatalog, ItemId, UserId, check_manifest
@@ -19,7 +23,11 @@ from genrec.indexing import Code, ItemIndex
 from genrec.training.finetune import HISTORIES, INDEX, ITEMS, MODEL, SERVING_FILE, load_trained
 
 if TYPE_CHECKING:
-    from genrec.decoding.beam import ConstrainedDecoder
+    from genrec.decoding.beam import BeamLevel, ConstrainedDecoder
+    from genrec.decoding.explain import BeamTree
+    from genrec.decoding.export import Engine
+
+Unknown = Literal["error", "skip", "title"]
 
 # What another machine needs to recommend. User histories are not among it: they are nobody else's.
 _SHARED = (MODEL, INDEX, ITEMS, SERVING_FILE, "README.md", "recipe.yaml", "metrics.json")
@@ -42,6 +50,64 @@ class Recommendation:
     code: Code
 
 
+@dataclass(frozen=True)
+class Explanation:
+    """What one history was given, and why.
+
+    Attributes:
+        history: The items gone on from, oldest first, with their titles.
+        recommendations: The list, best first.
+        tree: The prefixes of codes that beam search kept.
+    """
+
+    history: list[tuple[ItemId, str]]
+    recommendations: list[Recommendation]
+    tree: BeamTree
+
+    def write_picture(self, path: str | Path) -> None:
+        """Writes the tree as a picture: ``.svg``, or ``.html`` with history and list; both follow light and dark.
+
+        Raises:
+            DataError: If the file's name ends otherwise.
+            RunError: If the file system refuses.
+        """
+        from genrec.core.page import escaped, section, title_span, write_html, write_svg
+        from genrec.decoding.explain import TREE_STYLE, probability, tree_svg
+
+        path = Path(path)
+        if path.suffix not in (".svg", ".html"):
+            raise DataError(f"A picture is an .svg or an .html file, got {str(path)!r}.")
+        if path.suffix == ".svg":
+            write_svg(path, tree_svg(self.tree), TREE_STYLE)
+            return
+        taken = "".join(f"<li>{title_span(title)}</li>" for _, title in self.history)
+        given = "".join(
+            f'<li>{title_span(item.title)}<span class="score">p {probability(item.score)} · '
+            f"{escaped(''.join(item.code))}</span></li>"
+            for item in self.recommendations
+        )
+        lists = (
+            f'<div class="cards"><div class="card"><h3>History, oldest first</h3><ol>{taken}</ol></div>'
+            f'<div class="card"><h3>Recommended</h3><ol>{given}</ol></div></div>'
+        )
+        note = (
+            '<p class="note">From left to right the tokens of the codes, with their probabilities so far; a line is as thick as '
+            "its prefix is likely, beside the best first token. Above each column: how many prefixes of that length were kept, "
+            "of how many, and the probability that they have together. Grey lines lead to nothing in the list; behind every end "
+            "stand titles below it.</p>"
+        )
+        picture = f'<div class="scroll" tabindex="0" role="region" aria-label="Beam tree">{tree_svg(self.tree)}</div>{note}'
+        write_html(
+            path,
+            "Why these items",
+            "Recommendation",
+            "",
+            [section("From what to what", lists), section("What the search kept", picture)],
+            version=__version__,
+            style=f".beams {{ min-width: 46rem; }}{TREE_STYLE}",
+        )
+
+
 class Recommender:
     """A tuned model with its index and catalogue.
 
@@ -52,6 +118,7 @@ class Recommender:
 
     def __init__(self, decoder: ConstrainedDecoder, items: ItemCatalog, run_dir: Path) -> None:
         self._decoder, self.items, self.run_dir = decoder, items, run_dir
+        self._told_of_long_histories = False
 
     @classmethod
     def from_pretrained(
@@ -80,10 +147,13 @@ class Recommender:
         exclude_history: bool = True,
         exclude: Collection[ItemId] = (),
         beams: int | None = None,
+        unknown: Unknown = "error",
     ) -> list[list[Recommendation]]:
         """Returns, for each history or user, the k best items: real, distinct, best first.
 
-        Fewer than k come only where fewer are allowed. An empty history gets what the model expects first.
+        Fewer than k come only where fewer are allowed. An empty history gets what the model expects first. Of a history
+        that is longer than the model reads (``tasks.max_history`` items, or as many as ``tasks.max_tokens`` holds) the
+        newest items are read; none of its items is recommended all the same.
 
         Args:
             histories: Items each user took, oldest first.
@@ -93,29 +163,154 @@ class Recommender:
             exclude_history: Whether items of the history are left out.
             exclude: Items that nobody shall get.
             beams: Beam width, default ``max(k, 20)``.
+            unknown: What happens to an item of a history that the index does not have: ``"error"``; ``"skip"`` leaves it out
+                and says which; ``"title"`` takes it for the title of the one item that has it, whatever the case and spaces.
 
         Raises:
-            UnknownItemError: If an item is not in the index.
-            DataError: If k is below 1, both or neither of histories and user_ids are given, or a user is
-                unknown.
+            UnknownItemError: If an item is not in the index, or with ``unknown="title"`` no item has that title.
+            DataError: If k or beams is below 1, both or neither of histories and user_ids are given, a history is no list of
+                item ids, a user is unknown, or several items have the title.
         """
-        if k < 1:
-            raise DataError(f"k must be 1 or more, got {k}.")
+        histories, k, left_out, beams = self._asked(
+            histories, user_ids, k, exclude_history, exclude, beams, unknown
+        )
+        rankings = self._decoder.stream(histories, k, left_out, beams)
+        return [self._recommendations(ranking) for ranking in rankings]
+
+    def _asked(
+        self,
+        histories: Sequence[Sequence[ItemId]] | None,
+        user_ids: Sequence[UserId] | None,
+        k: int,
+        exclude_history: bool,
+        exclude: Collection[ItemId],
+        beams: int | None,
+        unknown: Unknown,
+    ) -> tuple[list[list[ItemId]], int, list[set[ItemId]], int | None]:
+        """Returns histories of the index's items, k, what is left out for each, and beams; errors as ``recommend``."""
+        k = min(_at_least_one("k", k), len(self.items))
+        beams = None if beams is None else _at_least_one("beams", beams)
+        nobody = set(_item_ids(exclude, "exclude"))
         if (histories is None) == (user_ids is None):
             raise DataError("Give either histories or user_ids.")
         if histories is None:
-            assert user_ids is not None
+            if not isinstance(user_ids, Iterable) or isinstance(user_ids, str):
+                raise DataError(f"user_ids is a list of users, got {user_ids!r}. Write [...].")
             histories = [self.history(user) for user in user_ids]
-        for history in histories:
-            if isinstance(history, str):
-                raise DataError(f"A history is a list of item ids, got the text {history!r}. Write [[...]].")
-        left_out = [set(exclude) | (set(history) if exclude_history else set()) for history in histories]
-        rankings = self._decoder.stream(histories, min(k, len(self.items)), left_out, beams)
+        found = self.resolve(histories, unknown)
+        return found, k, [nobody | (set(history) if exclude_history else set()) for history in found], beams
+
+    def _recommendations(self, ranking: Sequence[tuple[ItemId, float]]) -> list[Recommendation]:
         index = self._decoder.index
         return [
-            [Recommendation(item, self.items.title(item), score, index.code(item)) for item, score in ranking]
-            for ranking in rankings
+            Recommendation(item, self.items.title(item), score, index.code(item)) for item, score in ranking
         ]
+
+    def resolve(
+        self, histories: Sequence[Sequence[ItemId]], unknown: Unknown = "error"
+    ) -> list[list[ItemId]]:
+        """Returns histories as ``recommend`` goes on from them: of items of the index alone.
+
+        Args:
+            histories: As ``recommend``.
+            unknown: As ``recommend``.
+
+        Raises:
+            UnknownItemError: As ``recommend``.
+            DataError: As ``recommend``.
+        """
+        if unknown not in get_args(Unknown):
+            raise DataError(f"unknown is one of {', '.join(get_args(Unknown))}, got {unknown!r}.")
+        if isinstance(histories, str | Mapping) or not isinstance(histories, Iterable):
+            raise DataError(f"Histories are a list of histories, got {histories!r}. Write [[...]].")
+        read = []
+        for number, history in enumerate(histories):
+            if isinstance(history, Set):
+                raise DataError(
+                    f"History {number} is a set, which has no order. Give a list, oldest item first."
+                )
+            read.append(_item_ids(history, f"History {number}"))
+        index, most = self._decoder.index, self._decoder.renderer.max_history
+        skipped: list[ItemId] = []
+        found = []
+        for history in read:
+            if unknown == "title":
+                history = [item if item in index.codes else self._item_of_title(item) for item in history]
+            elif unknown == "skip":
+                skipped += [item for item in history if item not in index.codes]
+                history = [item for item in history if item in index.codes]
+            else:
+                for item in history:
+                    index.code(item)
+            found.append(history)
+        if skipped:
+            named = list(dict.fromkeys(skipped))
+            more = f" and {len(named) - 10:,} others" if len(named) > 10 else ""
+            say(
+                f"  warning: left out of histories, not in the index: {', '.join(map(repr, named[:10]))}{more}"
+            )
+        longest = max(map(len, found), default=0)
+        if longest > most and not self._told_of_long_histories:
+            self._told_of_long_histories = True
+            say(
+                f"  a history has {longest:,} items: the model reads the newest {most:,} (tasks.max_history). Said once."
+            )
+        return found
+
+    def _item_of_title(self, text: str) -> ItemId:
+        items = self._items_of_title.get(_folded(text), [])
+        if not items:
+            titles = [self.items.title(item) for item in self.items.item_ids]
+            raise UnknownItemError(
+                f"{text!r} is neither an item of the {len(titles):,} nor the title of one.{nearest(text, titles)}"
+            )
+        if len(items) > 1:
+            raise DataError(
+                f"{len(items):,} items have the title {text!r}: {', '.join(map(repr, items[:5]))}. Give the item's id."
+            )
+        return items[0]
+
+    @cached_property
+    def _items_of_title(self) -> dict[str, list[ItemId]]:
+        found: dict[str, list[ItemId]] = {}
+        for item in self._decoder.index.item_ids:
+            found.setdefault(_folded(self.items.title(item)), []).append(item)
+        return found
+
+    def explain(
+        self,
+        history: Sequence[ItemId],
+        *,
+        k: int = 10,
+        exclude_history: bool = True,
+        exclude: Collection[ItemId] = (),
+        beams: int | None = None,
+        unknown: Unknown = "error",
+    ) -> Explanation:
+        """Returns what ``recommend`` gives for one history, and the prefixes of codes that led there.
+
+        Args:
+            history: Items a user took, oldest first.
+            k: As ``recommend``.
+            exclude_history: As ``recommend``.
+            exclude: As ``recommend``.
+            beams: As ``recommend``.
+            unknown: As ``recommend``.
+
+        Raises:
+            UnknownItemError: As ``recommend``.
+            DataError: As ``recommend``.
+        """
+        from genrec.decoding.explain import beam_tree
+
+        ((history,), k, (left_out,), beams) = self._asked(
+            [history], None, k, exclude_history, exclude, beams, unknown
+        )
+        levels: list[BeamLevel] = []
+        (ranking,) = self._decoder.rank([history], k, [left_out], beams, trace=levels)
+        tree = beam_tree(levels, self._decoder.index, self.items, ranking, left_out)
+        titles = [(item, self.items.title(item)) for item in history]
+        return Explanation(titles, self._recommendations(ranking), tree)
 
     def extend(self, items: ItemCatalog) -> Recommender:
         """Returns a recommender that knows these items too, by the codes that ``ItemIndex.extend`` gives them.
@@ -235,6 +430,35 @@ class Recommender:
         say(f"  saved {folder} ({megabytes(folder):.1f} MB)")
         return folder
 
+    def export(
+        self,
+        folder: str | Path,
+        engine: Engine = "transformers",
+        dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+    ) -> Path:
+        """Writes what another engine needs to recommend with this model, and says how many MB it is.
+
+        That is the folder of ``merge_and_save`` with neutral generation settings, the items with the token ids that name
+        them, their trie as flat integer arrays, and a README of how the engine loads it, and of what its beam search can
+        and cannot do. ``genrec.decoding.export.ExportedItems.read`` reads the items back.
+
+        Args:
+            folder: New, empty, or an earlier export, which is replaced.
+            engine: ``"transformers"``, ``"vllm"`` or ``"sglang"``.
+            dtype: As ``merge_and_save``.
+
+        Raises:
+            ModelError: If the engine is unknown, or an ordinary folder cannot hold the model.
+            RunError: If the folder holds anything else, or the disk refuses.
+        """
+        from genrec.decoding.export import write_export
+
+        folder = Path(folder)
+        decoder = self._decoder
+        write_export(folder, decoder.model, decoder.renderer, self.items, engine, dtype)
+        say(f"  exported {folder} ({megabytes(folder):.1f} MB)")
+        return folder
+
     def push_to_hub(self, repo_id: str, private: bool = True, dry_run: bool = False) -> list[str]:
         """Uploads what ``save_pretrained`` writes to the Hub and returns the names of the files.
 
@@ -254,6 +478,32 @@ class Recommender:
                 api.create_repo(repo_id, private=private, exist_ok=True)
                 api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="genrec run")
         return names
+
+
+def _item_ids(given: Any, what: str) -> list[ItemId]:
+    """Returns a list of item ids; raises DataError where it is none."""
+    if isinstance(given, str | Mapping) or not isinstance(given, Iterable):
+        raise DataError(f"{what} must be a list of item ids, got {given!r}. Write [...].")
+    items = list(given)
+    for item in items:
+        if not isinstance(item, str):
+            wanted = f" Write {str(item)!r}." if isinstance(item, Integral) else ""
+            raise DataError(f"{what} must be a list of item ids, which are texts, and has {item!r}.{wanted}")
+    return items
+
+
+def _at_least_one(name: str, value: Any) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError as error:
+        raise DataError(f"{name} must be a whole number, got {value!r}.") from error
+    if number < 1 or isinstance(value, bool):
+        raise DataError(f"{name} must be 1 or more, got {value!r}.")
+    return number
+
+
+def _folded(title: str) -> str:
+    return " ".join(title.split()).casefold()
 
 
 def _download(repo_id: str) -> Path:
