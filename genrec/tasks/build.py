@@ -675,11 +675,21 @@ def make_asker(settings: TaskSettings, strict: bool = True, text_to_text: bool =
     return Asker(form)
 
 
+def title_template(settings: TaskSettings) -> Template | None:
+    """Returns the mixture's first wording that asks for the title of the next item from titles alone, if there is one."""
+    known = load_families(settings.files)
+    families = (cast(Family, lookup(known, name, "family of tasks")) for name in settings.mixture)
+    return next((template for family in families if (template := family.asks_for_title)), None)
+
+
 def make_renderer(
     tokenizer: PreTrainedTokenizerBase, index: ItemIndex, settings: TaskSettings, text_to_text: bool = False
 ) -> Renderer:
-    """Returns the renderer that serves what was trained with these settings; errors as ``make_asker``."""
-    asker = make_asker(settings, text_to_text=text_to_text)
+    """Returns the renderer that serves what was trained with these settings; errors as ``make_asker``.
+
+    A mixture that asks for titles alone is served by them (``TitlePrompts``), and need not ask for identifiers.
+    """
+    asker = make_asker(settings, title_template(settings) is None, text_to_text)
     return Renderer(tokenizer, index, asker, settings.max_history, settings.max_tokens, text_to_text)
 
 
