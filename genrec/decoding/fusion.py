@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 import numpy as np
 
 from genrec.core.errors import RunError
-from genrec.data_prep import ItemId
+from genrec.data_prep import ItemCatalog, ItemId
 from genrec.decoding.beam import ConstrainedDecoder, Ranking
 from genrec.decoding.grounding import Grounder, Written, normalised
 from genrec.decoding.settings import DecodingSettings, FusionSettings, Method
@@ -43,6 +43,7 @@ class Ranker:
 
     Attributes:
         settings: The method unless another is asked for, and how lists are fused.
+        items: The catalogue.
         constrained: Beam search over identifiers, None where the model cannot.
         grounder: Grounding of what it writes, None where it cannot.
     """
@@ -50,10 +51,11 @@ class Ranker:
     def __init__(
         self,
         settings: DecodingSettings,
+        items: ItemCatalog,
         constrained: ConstrainedDecoder | None = None,
         grounder: Grounder | None = None,
     ) -> None:
-        self.settings, self.constrained, self.grounder = settings, constrained, grounder
+        self.settings, self.items, self.constrained, self.grounder = settings, items, constrained, grounder
 
     def rank_all(
         self,
@@ -93,14 +95,12 @@ class Ranker:
                     f"method={method!r} needs a model that writes identifiers, and no family of its mixture asks for "
                     "one. Use method='grounded', or train with next_item in tasks.mixture."
                 )
-            if self.grounder is not None:
-                index, catalogue = self.constrained.index, self.grounder.items
+            codes, asked, out = self.constrained.index.codes, histories, exclude
+            if len(codes) < len(self.items):
                 for item in {item for rows in (histories, exclude or []) for each in rows for item in each}:
-                    catalogue.title(item)
-                asked = [[item for item in each if item in index.codes] for each in histories]
-                out = exclude and [[item for item in each if item in index.codes] for each in exclude]
-            else:
-                asked, out = histories, exclude  # type: ignore[assignment]
+                    self.items.title(item)  # says what is wrong with an unknown one
+                asked = [[item for item in each if item in codes] for each in histories]
+                out = exclude and [[item for item in each if item in codes] for each in exclude]
             lists.append(self.constrained.rank_all(asked, depth, out, beams, batch_size, label))
         if method != "constrained":
             if self.grounder is None:

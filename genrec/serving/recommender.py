@@ -6,23 +6,31 @@ import shutil
 import tempfile
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
+import numpy as np
 import pyarrow.parquet as pa_parquet
 
 from genrec.core.errors import DataError, IndexingError, RunError, nearest, require
-from genrec.core.files import megabytes
+from genrec.core.files import megabytes, read_json
 from genrec.core.progress import say
 from genrec.data_prep import ItemCatalog, ItemId, UserId, check_manifest
+from genrec.decoding.settings import DecodingSettings, Method
+from genrec.evaluation.baselines import sequence_scorer
 from genrec.indexing import Code, ItemIndex
+from genrec.tasks import Template, TitlePrompts
 from genrec.training.finetune import HISTORIES, INDEX, ITEMS, MODEL, SERVING_FILE, load_trained
 
 if TYPE_CHECKING:
     from genrec.decoding.beam import ConstrainedDecoder
+    from genrec.decoding.grounding import Grounder
+
+DECODING = "decoding"
 
 # What another machine needs to recommend. User histories are not among it: they are nobody else's.
-_SHARED = (MODEL, INDEX, ITEMS, SERVING_FILE, "README.md", "recipe.yaml", "metrics.json")
+_SHARED = (MODEL, INDEX, ITEMS, SERVING_FILE, DECODING, "README.md", "recipe.yaml", "metrics.json")
 
 
 @dataclass(frozen=True)
@@ -32,8 +40,9 @@ class Recommendation:
     Attributes:
         item_id: The item.
         title: Its title.
-        score: Log-probability of its code; higher is better, at most 0.
-        code: The tokens that the model wrote.
+        score: Higher is better. Constrained: log-probability of its code, at most 0. Grounded: minus its (re-weighted)
+            distance. Fused: the sum of what both lists give it.
+        code: The tokens that name it; none for an item that has a title only.
     """
 
     item_id: ItemId
@@ -52,6 +61,10 @@ class Recommender:
 
     def __init__(self, decoder: ConstrainedDecoder, items: ItemCatalog, run_dir: Path) -> None:
         self._decoder, self.items, self.run_dir = decoder, items, run_dir
+        file = run_dir / DECODING / "decoding.json"
+        # Runs of before grounding have no such file.
+        self._decoding: dict[str, Any] = read_json(file) if file.exists() else {}
+        self._settings = DecodingSettings.model_validate(self._decoding.get("settings", {}))
 
     @classmethod
     def from_pretrained(
@@ -80,6 +93,7 @@ class Recommender:
         exclude_history: bool = True,
         exclude: Collection[ItemId] = (),
         beams: int | None = None,
+        method: Method | None = None,
     ) -> list[list[Recommendation]]:
         """Returns, for each history or user, the k best items: real, distinct, best first.
 
@@ -92,10 +106,12 @@ class Recommender:
             k: Items wanted.
             exclude_history: Whether items of the history are left out.
             exclude: Items that nobody shall get.
-            beams: Beam width, default ``max(k, 20)``.
+            beams: Beam width of the constrained search, default ``max(k, 20)``.
+            method: ``"constrained"``, ``"grounded"`` or ``"fused"``; default is that of the run.
 
         Raises:
-            UnknownItemError: If an item is not in the index.
+            UnknownItemError: If an item is not in the index, or in the catalogue for a method that reads titles.
+            RunError: If the model was not trained to be asked in this way.
             DataError: If k is below 1, both or neither of histories and user_ids are given, or a user is
                 unknown.
         """
@@ -110,23 +126,66 @@ class Recommender:
             if isinstance(history, str):
                 raise DataError(f"A history is a list of item ids, got the text {history!r}. Write [[...]].")
         left_out = [set(exclude) | (set(history) if exclude_history else set()) for history in histories]
-        rankings = self._decoder.rank_all(histories, min(k, len(self.items)), left_out, beams)
-        index = self._decoder.index
+        method = method or self._settings.method
+        if method not in get_args(Method):
+            raise DataError(f"method is {', '.join(get_args(Method))}, got {method!r}.")
+        from genrec.decoding.fusion import Ranker
+
+        constrained = self._decoder if self._decoding.get("writes_identifiers", True) else None
+        grounder = self._grounder if method != "constrained" else None
+        ranker = Ranker(self._settings, self.items, constrained, grounder)
+        rankings = ranker.rank_all(histories, min(k, len(self.items)), left_out, beams, method=method)
+        codes = self._decoder.index.codes
         return [
-            [Recommendation(item, self.items.title(item), score, index.code(item)) for item, score in ranking]
+            [
+                Recommendation(item, self.items.title(item), score, codes.get(item, ()))
+                for item, score in ranking
+            ]
             for ranking in rankings
         ]
 
-    def extend(self, items: ItemCatalog) -> Recommender:
+    @cached_property
+    def _grounder(self) -> Grounder | None:
+        """What grounds the model's titles, as evaluation did; None where the model writes none."""
+        texts, settings = self._decoding.get("template"), self._settings.grounding
+        if not texts:
+            return None
+        from genrec.decoding.grounding import Grounder, Injection
+
+        if self._settings.method == "constrained":
+            # Evaluation chose no weight.
+            settings = settings.model_copy(update={"inject": "none"})
+        ids, injection = ItemCatalog.load(self.run_dir / ITEMS).item_ids, None
+        if settings.inject == "popularity":
+            injection = Injection.of_counts(ids, np.load(self.run_dir / DECODING / "popularity.npy"))
+        elif settings.inject == "collaborative":
+            from genrec.models.sequence import load_sequence_model
+
+            teacher = load_sequence_model(self.run_dir / settings.collaborative, ids)
+            injection = Injection(ids, sequence_scorer(teacher))
+        needs = (("history", "title"), ("target", "title"))
+        template = Template(texts["id"], texts["prompt"], texts["completion"], False, needs, False)
+        prompts = TitlePrompts(self._decoder.renderer, template, self.items)
+        return Grounder(
+            self._decoder.model, prompts, self.items, settings, injection, self._decoding["gamma"]
+        )
+
+    def extend(self, items: ItemCatalog, titles_only: bool = False) -> Recommender:
         """Returns a recommender that knows these items too, by the codes that ``ItemIndex.extend`` gives them.
 
         Nothing is trained: an item can be recommended where the model knows all tokens of its code, as those of
         rq_kmeans and rq_vae made from text. The run's files stay as they are.
 
+        Args:
+            items: New ones.
+            titles_only: Give them no codes: they are found by their titles alone, with the methods grounded and fused.
+
         Raises:
             IndexingError: If an item is known already, cannot be named, or has a token that the model never learned.
         """
         index = self._decoder.index
+        if titles_only:
+            return Recommender(self._decoder, self.items.append(items), self.run_dir)
         longer = index.extend(items)
         unknown = set(longer.tokens[len(index.tokens) :])
         if unknown:
@@ -144,8 +203,11 @@ class Recommender:
         Raises:
             UnknownItemError: If an item is not in the index.
         """
-        index = self._decoder.index.remove(items)
-        return self._changed(index, self.items.select(index.item_ids))
+        for item in items:
+            self.items.title(item)  # says what is wrong with an unknown one
+        index, gone = self._decoder.index, set(items)
+        index = index.remove([item for item in items if item in index.codes])
+        return self._changed(index, self.items.select([i for i in self.items.item_ids if i not in gone]))
 
     def _changed(self, index: ItemIndex, items: ItemCatalog) -> Recommender:
         from genrec.decoding.beam import ConstrainedDecoder
@@ -203,7 +265,10 @@ class Recommender:
         folder = Path(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            for name in _SHARED:
+            injected = (
+                self._settings.method != "constrained" and self._settings.grounding.inject == "collaborative"
+            )
+            for name in (*_SHARED, *([self._settings.grounding.collaborative] if injected else [])):
                 source = self.run_dir / name
                 if source.is_dir():
                     shutil.copytree(source, folder / name, dirs_exist_ok=True)

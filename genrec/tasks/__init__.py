@@ -2,6 +2,7 @@
 
 from genrec.tasks.build import (
     TaskRows,
+    asks_for_identifiers,
     build_dataset,
     held_out_rows,
     make_asker,
@@ -23,6 +24,7 @@ __all__ = [
     "TaskSettings",
     "Template",
     "TitlePrompts",
+    "asks_for_identifiers",
     "build_dataset",
     "held_out_rows",
     "load_families",

@@ -459,7 +459,9 @@ def test_fused_lists_hold_items_that_have_a_title_and_no_code(tiny_backbone):
     later = CATALOG.append(ItemCatalog.from_titles({"cold": "purple violin"}))
     model, prompts = model_and_prompts(tiny_backbone, later)
     grounder = Grounder(model, prompts, later, GroundingSettings(encoder="words", max_new_tokens=5))
-    ranker = Ranker(DecodingSettings(method="fused"), ConstrainedDecoder(model, prompts.renderer), grounder)
+    ranker = Ranker(
+        DecodingSettings(method="fused"), later, ConstrainedDecoder(model, prompts.renderer), grounder
+    )
     written = [Written(["purple violin"], [0.0])] * 2
     histories, out = [["i0", "cold"], ["i1"]], [["i0", "cold"], ["i1"]]
     first, second = ranker.rank_all(histories, 9, out, label="", written=written)
@@ -472,6 +474,6 @@ def test_fused_lists_hold_items_that_have_a_title_and_no_code(tiny_backbone):
     with pytest.raises(UnknownItemError, match="nope"):
         ranker.rank_all([["nope"]], 1, label="")
     with pytest.raises(RunError, match="bigrec"):
-        Ranker(DecodingSettings(), ranker.constrained).rank_all([["i1"]], 1, method="grounded")
+        Ranker(DecodingSettings(), later, ranker.constrained).rank_all([["i1"]], 1, method="grounded")
     with pytest.raises(RunError, match="next_item"):
-        Ranker(DecodingSettings(), None, grounder).rank_all([["i1"]], 1)
+        Ranker(DecodingSettings(), later, None, grounder).rank_all([["i1"]], 1)
