@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from genrec.core.errors import RecipeError, require
+from genrec.core.errors import DataError, RecipeError, require
 from genrec.core.files import atomic_path, hash_file, hash_value, megabytes, read_json, write_json
-from genrec.core.processes import from_main, is_main_process, wait
+from genrec.core.processes import from_main, gather_dict, is_main_process, num_processes, rank, wait
 from genrec.core.progress import say
 from genrec.data_prep import HeldOut, InteractionLog, ItemCatalog, Split, prepare, read_split
 from genrec.evaluation.baselines import (
@@ -37,9 +37,18 @@ from genrec.indexing import ItemIndex, build_index
 from genrec.recipe import Recipe, dump_recipe
 from genrec.runs import RunDir, versions
 from genrec.serving.card import write_card
-from genrec.tasks import build_dataset, make_asker, read_rows
+from genrec.serving.recommender import DECODING
+from genrec.tasks import (
+    TitlePrompts,
+    asks_for_identifiers,
+    build_dataset,
+    make_asker,
+    read_rows,
+    title_template,
+)
 from genrec.training import finetune
 from genrec.training.finetune import (
+    CHECKPOINTS,
     CURVES,
     HISTORIES,
     INDEX,
@@ -86,7 +95,7 @@ class Pipeline:
                 [MODEL, INDEX, ITEMS, HISTORIES, SERVING_FILE, TRAINING_FILE, CURVES],
             ),
             "baselines": (self._baselines, [BASELINE_RANKINGS]),
-            "evaluate": (self._evaluate, [RANKINGS, VALUES, METRICS, PAGE, CARD]),
+            "evaluate": (self._evaluate, [DECODING, RANKINGS, VALUES, METRICS, PAGE, CARD]),
         }
         skipped = {kind for kind in SEQUENCE_MODELS if not self._needs(kind)}
         if last == "index":
@@ -135,6 +144,7 @@ class Pipeline:
             inputs = {"tasks": tasks, "model": r["model"], "train": train, "before": before}
             if train["validate_steps"]:
                 inputs["evaluate"] = {key: r["evaluate"][key] for key in ("exclude_history", "candidates")}
+                inputs["decoding"] = r["decoding"]
             return inputs
         if stage in SEQUENCE_MODELS:
             searched = r["evaluate"]["search"].get(stage)
@@ -153,11 +163,9 @@ class Pipeline:
             )
             before = [self.inputs(kind) for kind in SEQUENCE_MODELS if kind in e["baselines"]]
             return {"evaluate": {k: e[k] for k in keys}, "before": [*before, self.inputs("prepare")]}
-        return {
-            "evaluate": r["evaluate"],
-            "name": r["name"],
-            "before": [self.inputs("train"), self.inputs("baselines")],
-        }
+        before = [self.inputs("train"), self.inputs("baselines")]
+        before += [self.inputs(kind) for kind in self._injected]
+        return {"evaluate": r["evaluate"], "decoding": r["decoding"], "name": r["name"], "before": before}
 
     @cached_property
     def split(self) -> Split:
@@ -186,7 +194,14 @@ class Pipeline:
 
     def _needs(self, kind: str) -> bool:
         r = self.recipe
-        return kind in (*r.train.teachers, *r.evaluate.baselines, r.index.teacher)
+        return kind in (*r.train.teachers, *r.evaluate.baselines, *self._injected, r.index.teacher)
+
+    @property
+    def _injected(self) -> list[str]:
+        """Names the sequence recommender whose scores re-weight distances, if there is one."""
+        d = self.recipe.decoding
+        used = d.method != "constrained" and d.grounding.inject == "collaborative"
+        return [d.grounding.collaborative] if used else []
 
     def _trained(self, kind: str) -> Any:
         from genrec.models.sequence import load_sequence_model
@@ -299,7 +314,12 @@ class Pipeline:
 
         seq2seq = is_encoder_decoder(r.model.backbone, r.model.new)
         # Before anything long: what cannot be ranked should be known at once.
-        make_asker(r.tasks, text_to_text=seq2seq)
+        make_asker(r.tasks, r.decoding.method != "grounded", seq2seq)
+        if r.decoding.method != "constrained" and title_template(r.tasks) is None:
+            raise RecipeError(
+                f"decoding.method={r.decoding.method} needs a model that writes titles, and no family of tasks.mixture asks "
+                "for the title of the next item from titles alone. Add one that does, such as bigrec."
+            )
         folder = self.run.path / TASKS
         if is_main_process():
             from genrec.models.vocabulary import add_identifier_tokens
@@ -339,28 +359,115 @@ class Pipeline:
 
     def _validator(self) -> Callable[[Any, Any], dict[str, float]]:
         """Returns what ranks a sample of validation rows with a model while it is trained."""
-        from genrec.decoding.beam import ConstrainedDecoder
-
         judge = Judge(self.split, self.items, self.recipe.evaluate, on="valid")
         held_out, settings = judge.held_out, self.recipe.train
         drawn = np.random.default_rng(settings.seed).permutation(len(held_out))[: settings.validate_users]
         sample = sorted(drawn.tolist())
+        mine = sample[rank() :: num_processes()]
         left_out = judge.left_out_ids
         k = min(10, len(self.items))
 
         def validate(model: Any, renderer: Any) -> dict[str, float]:
-            found = ConstrainedDecoder(model, renderer).rank_all(
-                [held_out.histories[row] for row in sample],
+            # A tuned model's vectors of titles are others at every step, and are not kept.
+            folder = self.run.path / CHECKPOINTS / "titles"
+            found = self._ranker(model, renderer, folder).rank_all(
+                [held_out.histories[row] for row in mine],
                 k,
-                [left_out[row] for row in sample] if left_out is not None else None,
+                [left_out[row] for row in mine] if left_out is not None else None,
                 batch_size=self.recipe.evaluate.batch_size,
                 label="",
             )
-            lists = [[item for item, _ in ranking] for ranking in found]
+            wait()
+            if is_main_process():
+                shutil.rmtree(folder, ignore_errors=True)
+            everyone = gather_dict(dict(zip(mine, found, strict=True)))
+            lists = [[item for item, _ in everyone[row]] for row in sample]
             values = ranking_metrics(lists, [held_out.targets[row] for row in sample], (10,))
             return {name: float(values[name]) for name in ("HR@10", "NDCG@10")}
 
         return validate
+
+    def _ranker(self, model: Any, renderer: Any, folder: Path | None = None) -> Any:
+        """Returns what ranks with a model as the recipe says; a weight of an injection that is not given yet is 0.
+
+        Args:
+            model: Tuned.
+            renderer: That of its training.
+            folder: Where vectors of titles lie, if not in the cache.
+        """
+        from genrec.decoding.beam import ConstrainedDecoder
+        from genrec.decoding.fusion import Ranker
+        from genrec.decoding.grounding import Grounder, Injection
+
+        d = self.recipe.decoding
+        constrained = ConstrainedDecoder(model, renderer) if d.method != "grounded" else None
+        grounder = None
+        if d.method != "constrained":
+            ids, injection = self.items.item_ids, None
+            if d.grounding.inject == "popularity":
+                injection = Injection.of_counts(ids, self.judge.counts)
+            elif self._injected:
+                injection = Injection(ids, sequence_scorer(self._trained(self._injected[0])))
+            template = title_template(self.recipe.tasks)
+            assert template is not None, "_train refuses a mixture without one"
+            prompts = TitlePrompts(renderer, template, self.items)
+            grounder = Grounder(model, prompts, self.items, d.grounding, injection, folder=folder)
+        return Ranker(d, self.items, constrained, grounder)
+
+    def _choose_gamma(self, grounder: Any) -> dict[str, Any]:
+        """Returns the weight of an injection with the best NDCG@10 on validation, and the value of each."""
+        from genrec.decoding.grounding import GAMMAS
+
+        settings = self.recipe.decoding.grounding
+        judge = Judge(self.split, self.items, self.recipe.evaluate, on="valid")
+        held_out, left_out, gammas = judge.held_out, judge.left_out_ids, GAMMAS[settings.inject]
+        if not len(held_out):
+            raise DataError(
+                "There is no validation row to choose decoding.grounding.gamma on. Set it to a number."
+            )
+        drawn = np.random.default_rng(self.recipe.evaluate.seed).permutation(len(held_out))
+        mine = sorted(drawn[: settings.gamma_rows].tolist())[rank() :: num_processes()]
+        histories = [held_out.histories[row] for row in mine]
+        written = grounder.write(histories, self.recipe.evaluate.batch_size, "writing for validation")
+        exclude = [left_out[row] for row in mine] if left_out is not None else None
+        targets, values = [held_out.targets[row] for row in mine], np.zeros(len(gammas))
+        if mine:
+            for number, lists in enumerate(grounder.match_each(histories, written, 10, exclude, gammas)):
+                ids = [[item for item, _ in ranking] for ranking in lists]
+                values[number] = len(mine) * float(ranking_metrics(ids, targets, (10,))[SEARCH_METRIC])
+        parts = gather_dict({rank(): (len(mine), values)})
+        num = sum(rows for rows, _ in parts.values())
+        means = sum(value for _, value in parts.values()) / num
+        best = int(np.argmax(means))
+        say(
+            f"  gamma {gammas[best]:g}: {SEARCH_METRIC} {means[best]:.4f} on {num:,} validation rows, {means[0]:.4f} without"
+        )
+        trials = [{"gamma": g, "value": float(v)} for g, v in zip(gammas, means, strict=True)]
+        return {
+            "gamma": gammas[best],
+            "on": "valid",
+            "metric": SEARCH_METRIC,
+            "num_rows": num,
+            "trials": trials,
+        }
+
+    def _write_decoding(self, tuning: dict[str, Any] | None, gamma: float) -> None:
+        """Writes what serving needs to rank as evaluation did."""
+        r = self.recipe
+        template = title_template(r.tasks)
+        with atomic_path(self.run.path / DECODING) as part:
+            part.mkdir()
+            if r.decoding.method != "constrained" and r.decoding.grounding.inject == "popularity":
+                np.save(part / "popularity.npy", self.judge.counts)
+            about = {
+                "settings": r.decoding.model_dump(mode="json"),
+                "gamma": gamma,
+                "tuning": tuning,
+                "writes_identifiers": asks_for_identifiers(r.tasks),
+                "template": template
+                and {"id": template.id, "prompt": template.prompt, "completion": template.completion},
+            }
+            write_json(part / "decoding.json", about)
 
     def _baselines(self) -> None:
         if not is_main_process():
@@ -398,19 +505,40 @@ class Pipeline:
         r, settings = self.recipe, self.recipe.evaluate
         model, renderer, index, items = load_trained(self.run.path, r.model.dtype)
         model.check_data(read_json(self.run.path / REPORT).get("split_sha256", ""))
-        from genrec.decoding.beam import ConstrainedDecoder
-
         judge, held_out = self.judge, self.held_out
-        decoder = ConstrainedDecoder(model, renderer)
+        mine = range(rank(), len(held_out), num_processes())
+        ranker = self._ranker(model, renderer)
+        grounder, tuning = ranker.grounder, None
+        if (
+            grounder is not None
+            and r.decoding.grounding.inject != "none"
+            and r.decoding.grounding.gamma is None
+        ):
+            tuning = self._choose_gamma(grounder)
+            grounder.gamma = tuning["gamma"]
         k = min(judge.k, len(items))
         if k < judge.k:
             say(f"  the catalogue has {len(items)} items: lists are that long, not {judge.k}")
         left_out = judge.left_out_ids
+        histories = [held_out.histories[row] for row in mine]
         began = time.perf_counter()
-        lists = decoder.rank_all(held_out.histories, k, left_out, settings.beams, settings.batch_size)
+        written = grounder.write(histories, settings.batch_size) if grounder is not None else None
+        found = ranker.rank_all(
+            histories,
+            k,
+            [left_out[row] for row in mine] if left_out is not None else None,
+            settings.beams,
+            settings.batch_size,
+            written=written,
+        )
         seconds = time.perf_counter() - began
+        everyone = gather_dict(dict(zip(mine, found, strict=True)))
+        texts = gather_dict(dict(zip(mine, written, strict=True))) if written is not None else {}
         if not is_main_process():
             return
+        if sorted(everyone) != list(range(len(held_out))):
+            raise DataError(f"{len(everyone):,} of {len(held_out):,} rows were ranked; every row must be.")
+        lists = [everyone[row] for row in range(len(held_out))]
         rankings = Rankings(
             held_out.row_ids,
             [[item for item, _ in ranking] for ranking in lists],
@@ -423,10 +551,18 @@ class Pipeline:
             "training": {key: value for key, value in training.items() if key != "losses"},
             "model_mb": round(megabytes(self.run.path / MODEL), 1),
             "losses_exclude_history": r.train.exclude_history,
-            "beams": max(settings.beams, k),
+            "decoding": r.decoding.method,
             "rank_s": round(seconds, 1),
         }
         label = model_label(training, index.method)
+        if r.decoding.method != "grounded":
+            about["beams"] = max(settings.beams, k)
+        if grounder is not None:
+            label += f", {r.decoding.method}"
+            about["grounding"] = grounder.figures(
+                held_out.histories, [texts[row] for row in range(len(held_out))], lists
+            )
+        self._write_decoding(tuning, grounder.gamma if grounder is not None else 0.0)
         report = self._report(r.name, label, rankings.item_ids, self.run.path, about)
         self._write_page(self.run.path, report, rankings, training["losses"])
         write_card(self.run.path, r, report)

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from genrec.core.errors import RecipeError, nearest
 from genrec.data_prep import DataSettings
+from genrec.decoding.settings import DecodingSettings
 from genrec.evaluation.protocol import EvaluateSettings
 from genrec.indexing import INDEXERS, IndexSettings
 from genrec.models.settings import GRU4RecSettings, SASRecSettings
@@ -57,6 +58,9 @@ class Recipe(BaseModel):
         default_factory=SASRecSettings, description="SASRec, the baseline that may also teach."
     )
     gru4rec: GRU4RecSettings = Field(default_factory=GRU4RecSettings, description="GRU4Rec, a baseline.")
+    decoding: DecodingSettings = Field(
+        default_factory=DecodingSettings, description="How items are found for a history."
+    )
     evaluate: EvaluateSettings = Field(default_factory=EvaluateSettings, description="Measurement.")
 
     @model_validator(mode="after")
@@ -67,6 +71,16 @@ class Recipe(BaseModel):
                 f"evaluate.exclude_history=false ranks items of the history, but {learned[0]}.exclude_history "
                 "leaves them out of the loss. Set exclude_history of evaluate, train, sasrec and gru4rec to false where "
                 "users take items again"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _the_base_is_there(self) -> Recipe:
+        method, encoder = self.decoding.method, self.decoding.grounding.encoder
+        if method != "constrained" and encoder == "base" and self.train.adapter == "full":
+            raise ValueError(
+                f"decoding.method={method} with decoding.grounding.encoder=base takes the backbone as it was before "
+                "training, and train.adapter=full trains all of it. Set the encoder to tuned, minilm or words"
             )
         return self
 

@@ -80,7 +80,7 @@ def new_text_vectors(items: ItemCatalog, settings: IndexSettings, state: State) 
     """Returns ``(items, width)`` vectors of items that came later, in the space of ``text_vectors``."""
     texts = items.texts(FIELDS)
     if settings.text_encoder == WORDS:
-        return _words(texts, state)
+        return later_word_vectors(texts, state)
     return encode(texts, settings.text_encoder)
 
 
@@ -101,7 +101,7 @@ def encode(texts: Sequence[str], encoder: str) -> np.ndarray:
         IndexingError: If the encoder cannot be loaded.
     """
     distinct = list(dict.fromkeys(texts))
-    load, done, vectors = cache(_load), 0, []
+    load, done, vectors = cache(load_encoder), 0, []
     for part, path in _parts(distinct, encoder):
         if not path.exists():
             say(f"  encoding texts {done + 1:,} to {done + len(part):,} of {len(distinct):,} with {encoder}")
@@ -114,7 +114,8 @@ def encode(texts: Sequence[str], encoder: str) -> np.ndarray:
     return np.concatenate(vectors)[[row[text] for text in texts]]
 
 
-def _load(encoder: str) -> Encode:
+def load_encoder(encoder: str) -> Encode:
+    """Returns what makes ``(texts, width)`` float32 vectors of texts, kept nowhere; names and errors as ``encode``."""
     if encoder.startswith(LANGUAGE_MODEL):
         return _language_model(encoder.removeprefix(LANGUAGE_MODEL))
     return _sentence_encoder(encoder)
@@ -122,13 +123,14 @@ def _load(encoder: str) -> Encode:
 
 def _parts(distinct: Sequence[str], encoder: str) -> Iterator[tuple[Sequence[str], Path]]:
     """Yields some thousand texts at a time, and the file that keeps their vectors."""
-    identity = _identity(encoder)
+    identity = encoder_identity(encoder)
     for first in range(0, len(distinct), TEXTS_AT_ONCE):
         part = distinct[first : first + TEXTS_AT_ONCE]
         yield part, cache_dir() / "vectors" / f"{hash_value([identity, part])}.npy"
 
 
-def _identity(encoder: str) -> str:
+def encoder_identity(encoder: str) -> str:
+    """Returns what tells a neural encoder from others: its name, or its files where it is a folder."""
     name = encoder.removeprefix(LANGUAGE_MODEL)
     if encoder == MINILM:
         return f"{_MINILM.package} {_MINILM.sha256}"
@@ -245,7 +247,12 @@ def word_vectors(texts: Sequence[str], size: int, seed: int) -> tuple[np.ndarray
     return weights @ fold_in.astype(np.float64), state
 
 
-def _words(texts: Sequence[str], state: State) -> np.ndarray:
+def later_word_vectors(texts: Sequence[str], state: State) -> np.ndarray:
+    """Returns ``(texts, size)`` vectors in the space of the ``word_vectors`` that gave the state.
+
+    Raises:
+        IndexingError: If no text had a word then.
+    """
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     if "words" not in state:

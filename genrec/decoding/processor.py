@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 import torch
 from transformers import LogitsProcessor
 
 from genrec.core.errors import ModelError
+from genrec.decoding.beam import Scores
 from genrec.indexing import ItemTrie, Restriction
-
-Scores = Literal["vocabulary", "trained", "allowed"]
 
 
 class TrieLogitsProcessor(LogitsProcessor):

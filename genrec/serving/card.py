@@ -14,6 +14,14 @@ if TYPE_CHECKING:
     from genrec.recipe import Recipe
 
 
+_WAYS = {
+    "constrained": "writing item identifiers; constrained decoding lets it write only\nitems that exist",
+    "grounded": "writing titles, in whose place the items with the nearest titles are taken",
+    "fused": "writing item identifiers, only such as exist, and titles, in whose place the\nitems with the nearest titles "
+    "are taken; both lists are fused",
+}
+
+
 def write_card(run_dir: Path, recipe: Recipe, report: dict[str, Any]) -> None:
     """Writes ``README.md`` into a run: model, data, index, training, metrics with baselines, how to load."""
     training, data, index = report["training"], report["data"], report["index"]
@@ -45,6 +53,8 @@ def write_card(run_dir: Path, recipe: Recipe, report: dict[str, Any]) -> None:
         for name, metrics in rows(report)
     ]
     kept = data["kept"]
+    method, grounding = recipe.decoding.method, recipe.decoding.grounding
+    beams = grounding.beams if method == "grounded" else report["beams"]
     tests = "".join(f"- {line}\n" for line in test_lines(report))
     text = f"""---
 {yaml.safe_dump(front, sort_keys=False).strip()}
@@ -52,8 +62,7 @@ def write_card(run_dir: Path, recipe: Recipe, report: dict[str, Any]) -> None:
 
 # {recipe.name}
 
-A language model that recommends by writing item identifiers; constrained decoding lets it write only
-items that exist. Made by genrec {report["versions"]["genrec"]}.
+A language model that recommends by {_WAYS[method]}. Made by genrec {report["versions"]["genrec"]}.
 
 ## Results
 
@@ -86,7 +95,7 @@ recommender.recommend([["ITEM_ID", "ITEM_ID"]], k=10)
 - Training: {training["num_steps"]:,} steps in {training["train_s"]:.0f} s on {training["processes"]} process(es),
   {training["num_targets"]:,} targets an epoch, seed {report["seed"]}.
 - Lists: {own["valid_item_rate"]:.4f} of the listed items exist,
-  {own["distinct_item_rate"]:.4f} are distinct; decoding with {report["beams"]} beams.
+  {own["distinct_item_rate"]:.4f} are distinct; decoding with {beams} beams.
 - Versions: {", ".join(f"{name} {version}" for name, version in report["versions"].items())}.
 
 ## Limits

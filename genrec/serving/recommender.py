@@ -12,25 +12,31 @@ from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+import numpy as np
 import pyarrow.parquet as pa_parquet
 
 from genrec._version import __version__
 from genrec.core.errors import DataError, IndexingError, RunError, UnknownItemError, nearest, require
-from genrec.core.files import megabytes
+from genrec.core.files import megabytes, read_json
 from genrec.core.progress import say
 from genrec.data_prep import ItemCatalog, ItemId, UserId, check_manifest
+from genrec.decoding.settings import DecodingSettings, Method
+from genrec.evaluation.baselines import sequence_scorer
 from genrec.indexing import Code, ItemIndex
+from genrec.tasks import Template, TitlePrompts
 from genrec.training.finetune import HISTORIES, INDEX, ITEMS, MODEL, SERVING_FILE, load_trained
 
 if TYPE_CHECKING:
     from genrec.decoding.beam import BeamLevel, ConstrainedDecoder
     from genrec.decoding.explain import BeamTree
     from genrec.decoding.export import Engine
+    from genrec.decoding.grounding import Grounder
 
+DECODING = "decoding"
 Unknown = Literal["error", "skip", "title"]
 
 # What another machine needs to recommend. User histories are not among it: they are nobody else's.
-_SHARED = (MODEL, INDEX, ITEMS, SERVING_FILE, "README.md", "recipe.yaml", "metrics.json")
+_SHARED = (MODEL, INDEX, ITEMS, SERVING_FILE, DECODING, "README.md", "recipe.yaml", "metrics.json")
 
 
 @dataclass(frozen=True)
@@ -40,8 +46,9 @@ class Recommendation:
     Attributes:
         item_id: The item.
         title: Its title.
-        score: Log-probability of its code; higher is better, at most 0.
-        code: The tokens that the model wrote.
+        score: Higher is better. Constrained: log-probability of its code, at most 0. Grounded: minus its (re-weighted)
+            distance. Fused: the sum of what both lists give it.
+        code: The tokens that name it; none for an item that has a title only.
     """
 
     item_id: ItemId
@@ -119,6 +126,10 @@ class Recommender:
     def __init__(self, decoder: ConstrainedDecoder, items: ItemCatalog, run_dir: Path) -> None:
         self._decoder, self.items, self.run_dir = decoder, items, run_dir
         self._told_of_long_histories = False
+        file = run_dir / DECODING / "decoding.json"
+        # Runs of before grounding have no such file.
+        self._decoding: dict[str, Any] = read_json(file) if file.exists() else {}
+        self._settings = DecodingSettings.model_validate(self._decoding.get("settings", {}))
 
     @classmethod
     def from_pretrained(
@@ -146,12 +157,14 @@ class Recommender:
         k: int = 10,
         exclude_history: bool = True,
         exclude: Collection[ItemId] = (),
+        allow: Collection[ItemId] | None = None,
         beams: int | None = None,
+        method: Method | None = None,
         unknown: Unknown = "error",
     ) -> list[list[Recommendation]]:
         """Returns, for each history or user, the k best items: real, distinct, best first.
 
-        Fewer than k come only where fewer are allowed. An empty history gets what the model expects first. Of a history
+        Fewer than k come only where fewer are allowed, which is said. An empty history gets what the model expects first. Of a history
         that is longer than the model reads (``tasks.max_history`` items, or as many as ``tasks.max_tokens`` holds) the
         newest items are read; none of its items is recommended all the same.
 
@@ -162,20 +175,61 @@ class Recommender:
             k: Items wanted.
             exclude_history: Whether items of the history are left out.
             exclude: Items that nobody shall get.
-            beams: Beam width, default ``max(k, 20)``.
+            allow: The only items that may come; None allows all.
+            beams: Beam width of the constrained search, default ``max(k, 20)``.
+            method: ``"constrained"``, ``"grounded"`` or ``"fused"``; default is that of the run.
             unknown: What happens to an item of a history that the index does not have: ``"error"``; ``"skip"`` leaves it out
                 and says which; ``"title"`` takes it for the title of the one item that has it, whatever the case and spaces.
 
         Raises:
-            UnknownItemError: If an item is not in the index, or with ``unknown="title"`` no item has that title.
+            UnknownItemError: If an item is not in the catalogue, or with
+                ``unknown="title"`` no item has that title.
+            RunError: If the model was not trained to be asked in this way.
             DataError: If k or beams is below 1, both or neither of histories and user_ids are given, a history is no list of
                 item ids, a user is unknown, or several items have the title.
         """
+        method = method or self._settings.method
+        if method not in get_args(Method):
+            raise DataError(f"method is {', '.join(get_args(Method))}, got {method!r}.")
         histories, k, left_out, beams = self._asked(
-            histories, user_ids, k, exclude_history, exclude, beams, unknown
+            histories, user_ids, k, exclude_history, exclude, beams, unknown, titles=True
         )
-        rankings = self._decoder.stream(histories, k, left_out, beams)
+        only = None if allow is None else [set(_item_ids(allow, "allow"))] * len(histories)
+        from genrec.decoding.fusion import Ranker
+
+        constrained = self._decoder if self._decoding.get("writes_identifiers", True) else None
+        grounder = self._grounder if method != "constrained" else None
+        ranker = Ranker(self._settings, self.items, constrained, grounder)
+        rankings = ranker.rank_all(histories, k, left_out, beams, label="", method=method, allow=only)
+        if fewer := sum(len(ranking) < k for ranking in rankings):
+            say(f"  {fewer:,} of {len(rankings):,} lists have fewer than {k:,} items: no more are allowed")
         return [self._recommendations(ranking) for ranking in rankings]
+
+    @cached_property
+    def _grounder(self) -> Grounder | None:
+        """What grounds the model's titles, as evaluation did; None where the model writes none."""
+        texts, settings = self._decoding.get("template"), self._settings.grounding
+        if not texts:
+            return None
+        from genrec.decoding.grounding import Grounder, Injection
+
+        if self._settings.method == "constrained":
+            # Evaluation chose no weight.
+            settings = settings.model_copy(update={"inject": "none"})
+        ids, injection = ItemCatalog.load(self.run_dir / ITEMS).item_ids, None
+        if settings.inject == "popularity":
+            injection = Injection.of_counts(ids, np.load(self.run_dir / DECODING / "popularity.npy"))
+        elif settings.inject == "collaborative":
+            from genrec.models.sequence import load_sequence_model
+
+            teacher = load_sequence_model(self.run_dir / settings.collaborative, ids)
+            injection = Injection(ids, sequence_scorer(teacher))
+        needs = (("history", "title"), ("target", "title"))
+        template = Template(texts["id"], texts["prompt"], texts["completion"], False, needs, False)
+        prompts = TitlePrompts(self._decoder.renderer, template, self.items)
+        return Grounder(
+            self._decoder.model, prompts, self.items, settings, injection, self._decoding["gamma"]
+        )
 
     def _asked(
         self,
@@ -186,6 +240,7 @@ class Recommender:
         exclude: Collection[ItemId],
         beams: int | None,
         unknown: Unknown,
+        titles: bool = False,
     ) -> tuple[list[list[ItemId]], int, list[set[ItemId]], int | None]:
         """Returns histories of the index's items, k, what is left out for each, and beams; errors as ``recommend``."""
         k = min(_at_least_one("k", k), len(self.items))
@@ -197,23 +252,29 @@ class Recommender:
             if not isinstance(user_ids, Iterable) or isinstance(user_ids, str):
                 raise DataError(f"user_ids is a list of users, got {user_ids!r}. Write [...].")
             histories = [self.history(user) for user in user_ids]
-        found = self.resolve(histories, unknown)
+        found = self.resolve(histories, unknown, titles)
         return found, k, [nobody | (set(history) if exclude_history else set()) for history in found], beams
 
     def _recommendations(self, ranking: Sequence[tuple[ItemId, float]]) -> list[Recommendation]:
         index = self._decoder.index
         return [
-            Recommendation(item, self.items.title(item), score, index.code(item)) for item, score in ranking
+            Recommendation(item, self.items.title(item), score, index.codes.get(item, ()))
+            for item, score in ranking
         ]
 
     def resolve(
-        self, histories: Sequence[Sequence[ItemId]], unknown: Unknown = "error"
+        self,
+        histories: Sequence[Sequence[ItemId]],
+        unknown: Unknown = "error",
+        titles: bool = False,
     ) -> list[list[ItemId]]:
-        """Returns histories as ``recommend`` goes on from them: of items of the index alone.
+        """Returns histories of items of the index alone.
 
         Args:
             histories: As ``recommend``.
             unknown: As ``recommend``.
+            titles: Whether items of the catalogue that have no code stay, as ``recommend`` wants it: beam search passes
+                them over, grounding reads their titles.
 
         Raises:
             UnknownItemError: As ``recommend``.
@@ -231,17 +292,19 @@ class Recommender:
                 )
             read.append(_item_ids(history, f"History {number}"))
         index, most = self._decoder.index, self._decoder.renderer.max_history
+        known = set(self.items.item_ids) if titles else index.codes.keys()
         skipped: list[ItemId] = []
         found = []
         for history in read:
             if unknown == "title":
-                history = [item if item in index.codes else self._item_of_title(item) for item in history]
+                history = [item if item in known else self._item_of_title(item) for item in history]
             elif unknown == "skip":
-                skipped += [item for item in history if item not in index.codes]
-                history = [item for item in history if item in index.codes]
+                skipped += [item for item in history if item not in known]
+                history = [item for item in history if item in known]
             else:
                 for item in history:
-                    index.code(item)
+                    if item not in known:
+                        index.code(item)  # says what is wrong with it
             found.append(history)
         if skipped:
             named = list(dict.fromkeys(skipped))
@@ -284,6 +347,7 @@ class Recommender:
         k: int = 10,
         exclude_history: bool = True,
         exclude: Collection[ItemId] = (),
+        allow: Collection[ItemId] | None = None,
         beams: int | None = None,
         unknown: Unknown = "error",
     ) -> Explanation:
@@ -294,6 +358,7 @@ class Recommender:
             k: As ``recommend``.
             exclude_history: As ``recommend``.
             exclude: As ``recommend``.
+            allow: As ``recommend``.
             beams: As ``recommend``.
             unknown: As ``recommend``.
 
@@ -306,22 +371,30 @@ class Recommender:
         ((history,), k, (left_out,), beams) = self._asked(
             [history], None, k, exclude_history, exclude, beams, unknown
         )
+        if allow is not None:
+            left_out = left_out | (self._decoder.index.codes.keys() - set(_item_ids(allow, "allow")))
         levels: list[BeamLevel] = []
         (ranking,) = self._decoder.rank([history], k, [left_out], beams, trace=levels)
         tree = beam_tree(levels, self._decoder.index, self.items, ranking, left_out)
         titles = [(item, self.items.title(item)) for item in history]
         return Explanation(titles, self._recommendations(ranking), tree)
 
-    def extend(self, items: ItemCatalog) -> Recommender:
+    def extend(self, items: ItemCatalog, titles_only: bool = False) -> Recommender:
         """Returns a recommender that knows these items too, by the codes that ``ItemIndex.extend`` gives them.
 
         Nothing is trained: an item can be recommended where the model knows all tokens of its code, as those of
         rq_kmeans and rq_vae made from text. The run's files stay as they are.
 
+        Args:
+            items: New ones.
+            titles_only: Give them no codes: they are found by their titles alone, with the methods grounded and fused.
+
         Raises:
             IndexingError: If an item is known already, cannot be named, or has a token that the model never learned.
         """
         index = self._decoder.index
+        if titles_only:
+            return Recommender(self._decoder, self.items.append(items), self.run_dir)
         longer = index.extend(items)
         unknown = set(longer.tokens[len(index.tokens) :])
         if unknown:
@@ -339,8 +412,11 @@ class Recommender:
         Raises:
             UnknownItemError: If an item is not in the index.
         """
-        index = self._decoder.index.remove(items)
-        return self._changed(index, self.items.select(index.item_ids))
+        for item in items:
+            self.items.title(item)  # says what is wrong with an unknown one
+        index, gone = self._decoder.index, set(items)
+        index = index.remove([item for item in items if item in index.codes])
+        return self._changed(index, self.items.select([i for i in self.items.item_ids if i not in gone]))
 
     def _changed(self, index: ItemIndex, items: ItemCatalog) -> Recommender:
         from genrec.decoding.beam import ConstrainedDecoder
@@ -398,7 +474,10 @@ class Recommender:
         folder = Path(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            for name in _SHARED:
+            injected = (
+                self._settings.method != "constrained" and self._settings.grounding.inject == "collaborative"
+            )
+            for name in (*_SHARED, *([self._settings.grounding.collaborative] if injected else [])):
                 source = self.run_dir / name
                 if source.is_dir():
                     shutil.copytree(source, folder / name, dirs_exist_ok=True)

@@ -2,15 +2,17 @@
 
 from genrec.tasks.build import (
     TaskRows,
+    asks_for_identifiers,
     build_dataset,
     held_out_rows,
     make_asker,
     make_renderer,
     read_rows,
     stream_dataset,
+    title_template,
 )
 from genrec.tasks.families import Family, Template, load_families
-from genrec.tasks.render import Renderer, tokenise
+from genrec.tasks.render import Renderer, TitlePrompts, tokenise
 from genrec.tasks.samplers import SAMPLERS
 from genrec.tasks.settings import TaskSettings
 
@@ -21,6 +23,8 @@ __all__ = [
     "TaskRows",
     "TaskSettings",
     "Template",
+    "TitlePrompts",
+    "asks_for_identifiers",
     "build_dataset",
     "held_out_rows",
     "load_families",
@@ -28,5 +32,6 @@ __all__ = [
     "make_renderer",
     "read_rows",
     "stream_dataset",
+    "title_template",
     "tokenise",
 ]

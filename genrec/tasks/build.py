@@ -662,11 +662,10 @@ def make_asker(settings: TaskSettings, strict: bool = True, text_to_text: bool =
     if "next_item" in settings.mixture and settings.form in BARE:
         return Asker(settings.form)
     form = "prompt" if settings.form in BARE else settings.form
-    known = load_families(settings.files)
-    for name in settings.mixture:
-        if template := cast(Family, lookup(known, name, "family of tasks")).asks_from_history:
-            return Asker(form, template)
+    if template := _first_template(settings, "asks_from_history"):
+        return Asker(form, template)
     if strict:
+        known = load_families(settings.files)
         able = [name for name, family in known.items() if family.asks_from_history]
         raise RecipeError(
             "No family of tasks.mixture asks for the next item from a history of identifiers alone, as ranking and "
@@ -675,11 +674,30 @@ def make_asker(settings: TaskSettings, strict: bool = True, text_to_text: bool =
     return Asker(form)
 
 
+def title_template(settings: TaskSettings) -> Template | None:
+    """Returns the mixture's first wording that asks for the title of the next item from titles alone, if there is one."""
+    return _first_template(settings, "asks_for_title")
+
+
+def asks_for_identifiers(settings: TaskSettings) -> bool:
+    """Returns whether the mixture asks for the next item's identifier from identifiers alone, as ``make_asker`` wants it."""
+    return "next_item" in settings.mixture or _first_template(settings, "asks_from_history") is not None
+
+
+def _first_template(settings: TaskSettings, kind: str) -> Template | None:
+    known = load_families(settings.files)
+    families = (lookup(known, name, "family of tasks") for name in settings.mixture)
+    return next((template for family in families if (template := getattr(family, kind))), None)
+
+
 def make_renderer(
     tokenizer: PreTrainedTokenizerBase, index: ItemIndex, settings: TaskSettings, text_to_text: bool = False
 ) -> Renderer:
-    """Returns the renderer that serves what was trained with these settings; errors as ``make_asker``."""
-    asker = make_asker(settings, text_to_text=text_to_text)
+    """Returns the renderer that serves what was trained with these settings; errors as ``make_asker``.
+
+    A mixture that asks for titles alone is served by them (``TitlePrompts``), and need not ask for identifiers.
+    """
+    asker = make_asker(settings, title_template(settings) is None, text_to_text)
     return Renderer(tokenizer, index, asker, settings.max_history, settings.max_tokens, text_to_text)
 
 

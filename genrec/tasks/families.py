@@ -30,6 +30,9 @@ TYPES: dict[str, tuple[str, ...]] = {
 }
 
 
+_MARK = "\x1f"
+
+
 @cache
 def _environment() -> jinja2.Environment:
     made = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
@@ -81,6 +84,11 @@ class Template:
     def render_prompt(self, slots: Mapping[str, Any]) -> str:
         """Returns the prompt alone; errors as ``render``."""
         return self._filled(self._compiled[0], slots)
+
+    def around_title(self) -> tuple[str, str]:
+        """Returns what the completion of a template that writes one title has before and after it."""
+        before, _, after = self._filled(self._compiled[1], {"target": {"title": _MARK}}).partition(_MARK)
+        return before, after
 
     def _filled(self, part: jinja2.Template, slots: Mapping[str, Any]) -> str:
         try:
@@ -146,6 +154,19 @@ class Family:
                 t
                 for t in self.seen
                 if self.samples == "next_item" and set(t.needs) == wanted and t.answers_with_code
+            ),
+            None,
+        )
+
+    @property
+    def asks_for_title(self) -> Template | None:
+        """The first seen template that asks for the title of the next item, from titles alone."""
+        wanted = {("history", "title"), ("target", "title")}
+        return next(
+            (
+                t
+                for t in self.seen
+                if self.samples == "next_item" and set(t.needs) == wanted and "target" not in t.prompt
             ),
             None,
         )

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import pyarrow as pa
 
-from genrec.core.errors import DataError, ModelError
-from genrec.data_prep import ItemId
+from genrec.core.errors import DataError, ModelError, UnknownItemError, nearest
+from genrec.data_prep import ItemCatalog, ItemId
 from genrec.indexing import ItemIndex
 from genrec.tasks.arrow import arrow_dataset, in_order
 from genrec.tasks.families import Template, load_families
@@ -143,13 +143,13 @@ class Renderer:
         numbers = [self._number(item) for item in history[-self.max_history :]]
         if self.max_tokens is not None:
             room = self.max_tokens - self.index.num_levels - self._closing
-            kept = longest(len(numbers), lambda n: len(self._prompt_ids(self._asked(numbers, n))) <= room)
+            kept = longest(len(numbers), lambda n: len(self.text_ids(self._asked(numbers, n))) <= room)
             return self._asked(numbers, kept)
         return self._asked(numbers, len(numbers))
 
     def prompt_ids(self, history: Sequence[ItemId]) -> list[int]:
         """Returns the token ids of ``prompt``, start token first, or end token last; errors as ``prompt``."""
-        return self._prompt_ids(self.prompt(history))
+        return self.text_ids(self.prompt(history))
 
     def row_ids(self, prompt: Text, completion: Text) -> tuple[list[int], list[int]]:
         """Returns ``(input_ids, labels)`` of a row: prompt ids, then completion ids, which a decoder may read apart.
@@ -223,7 +223,7 @@ class Renderer:
     @property
     def fewest_tokens(self) -> int:
         """Tokens of the shortest row that asks for an item: after no history at all."""
-        return len(self._prompt_ids(self._asked([], 0))) + self.index.num_levels + self._closing
+        return len(self.text_ids(self._asked([], 0))) + self.index.num_levels + self._closing
 
     @cached_property
     def _closing(self) -> int:
@@ -236,7 +236,8 @@ class Renderer:
     def _asked(self, numbers: list[int], kept: int) -> Text:
         return self.asker.text(Items(self._book, numbers[len(numbers) - kept :]))
 
-    def _prompt_ids(self, prompt: Text) -> list[int]:
+    def text_ids(self, prompt: Text) -> list[int]:
+        """Returns the token ids of any prompt, with what the form writes around it."""
         if isinstance(prompt, str):
             return self._before + self._encode([prompt])[0] + self._after
         return self._encode([self._chat(prompt, None)[0]])[0]
@@ -304,6 +305,55 @@ class Renderer:
                 texts[place : place + 2] = [texts[place] + names[place] + texts[place + 1]]
                 del codes[place]
         return texts, codes
+
+
+class TitlePrompts:
+    """Asks for the title of the next item after titles, as BIGRec does, and reads the title in what is written.
+
+    Items that are called by their id only are left out of prompts, since training has no row with one of them.
+
+    Attributes:
+        renderer: Of the same form, tokens and budget.
+        template: Whose prompt needs titles of a history alone, and whose completion one title.
+    """
+
+    def __init__(self, renderer: Renderer, template: Template, items: ItemCatalog) -> None:
+        self.renderer, self.template = renderer, template
+        self._book = ItemBook(None, items)
+        self._before, self._after = (part.strip() for part in template.around_title())
+
+    def prompt_ids(self, history: Sequence[ItemId], answer_tokens: int) -> list[int]:
+        """Returns the token ids of what asks for the title after a history, oldest first, which may be empty.
+
+        Args:
+            history: Items of the catalogue.
+            answer_tokens: Room that ``max_tokens`` leaves for the answer.
+
+        Raises:
+            UnknownItemError: If an item is not in the catalogue.
+        """
+        numbers = []
+        for item in history:
+            if item not in self._book.number:
+                raise UnknownItemError(
+                    f"Item {item!r} is not in the catalogue of {len(self._book.ids):,} items.{nearest(item, self._book.ids)}"
+                )
+            numbers.append(self._book.number[item])
+        numbers = [n for n in numbers if self._book.has(n, "title")][-self.renderer.max_history :]
+
+        def ids(kept: int) -> list[int]:
+            shown = Items(self._book, numbers[len(numbers) - kept :])
+            text = self.template.render_prompt({"history": shown})
+            return self.renderer.text_ids(self.renderer.asker.wrap(text, "user"))
+
+        most = self.renderer.max_tokens
+        if most is None:
+            return ids(len(numbers))
+        return ids(longest(len(numbers), lambda kept: len(ids(kept)) <= most - answer_tokens))
+
+    def title(self, text: str) -> str:
+        """Returns the title in a written answer, without what the template has around it."""
+        return text.strip().removeprefix(self._before).removesuffix(self._after).strip()
 
 
 class _Tokenised:

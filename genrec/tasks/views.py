@@ -15,16 +15,17 @@ FIELDS = ("id", "code", "title", "description", "brand", "categories", "price")
 class ItemBook:
     """Identifier and texts of every item by its number in the index, as templates print them.
 
-    A text is None where the catalogue has none: an item that is called by its id has no title.
+    A text is None where the catalogue has none: an item that is called by its id has no title. Without an index numbers
+    are those of the catalogue, and there are no identifiers.
 
     Attributes:
         ids: Item ids.
         codes: Identifiers, their tokens joined.
     """
 
-    def __init__(self, index: ItemIndex, items: ItemCatalog | None = None) -> None:
-        self.ids: list[ItemId] = index.item_ids
-        self.codes = ["".join(code) for code in index.codes.values()]
+    def __init__(self, index: ItemIndex | None, items: ItemCatalog | None = None) -> None:
+        self.ids: list[ItemId] = index.item_ids if index else items.item_ids if items else []
+        self.codes = ["".join(code) for code in index.codes.values()] if index else []
         self._items = items
 
     @cached_property
