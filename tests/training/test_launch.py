@@ -86,11 +86,11 @@ def recipe(tiny_backbone, log, items, tmp_path_factory):
     return path
 
 
-def launched(recipe, run, *arguments, port=29631):
+def launched(recipe, run, *arguments):
     """What a launch said on standard error, and whether it ended well; no arguments run without a launcher."""
     command = [sys.executable, "-m"]
     if arguments:
-        command += ["accelerate.commands.launch", *arguments, "--main_process_port", str(port), "-m"]
+        command += ["accelerate.commands.launch", *arguments, "--main_process_port", "0", "-m"]
     command += ["genrec", "train", str(recipe), f"run_dir={run}"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
@@ -146,7 +146,7 @@ def test_zero_3_divides_the_weights_and_saves_those_of_a_plain_run(recipe, tmp_p
     del config["mixed_precision"]
     (tmp_path / "zero3.yaml").write_text(yaml.safe_dump(config))
     for run, arguments in (("plain", ()), ("zero3", ("--config_file", str(tmp_path / "zero3.yaml")))):
-        told, well = launched(recipe, tmp_path / run, *arguments, port=29632)
+        told, well = launched(recipe, tmp_path / run, *arguments)
         assert well, told
     about = [json.loads((tmp_path / run / "training.json").read_text()) for run in ("plain", "zero3")]
     assert [each["processes"] for each in about] == [1, 2]
@@ -217,10 +217,9 @@ def test_weights_that_fsdp2_divides_are_trained_as_whole_ones_and_come_back_whol
         sys.executable,
         "-m",
         "torch.distributed.run",
+        "--standalone",
         "--nproc_per_node",
         "2",
-        "--master_port",
-        "29633",
     ]
     root = Path(__file__).parents[2]
     path = os.pathsep.join([str(root), str(root / "tests"), os.environ.get("PYTHONPATH", "")])
