@@ -9,11 +9,15 @@ BIN := $(VENV)/bin
 quickstart: $(VENV)/.train
 	$(BIN)/genrec run quickstart
 
+# A process for each core, up to four (each holds torch and transformers, half a gigabyte), one thread in each. A
+# process with nothing left takes tests from another; plain pytest runs them one after the other.
+TOGETHER := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal
+
 test: $(VENV)/.dev
-	$(BIN)/pytest
+	$(TOGETHER)
 
 test-unit: $(VENV)/.dev
-	$(BIN)/pytest -m "not slow and not gpu and not model and not data and not large and not spark"
+	$(TOGETHER) -m "not slow and not gpu and not model and not data and not large and not spark"
 
 test-slow: $(VENV)/.dev
 	$(BIN)/pytest -m slow

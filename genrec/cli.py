@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -203,6 +204,9 @@ def _add_judging(command: argparse.ArgumentParser) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit status: 0, or 1 with a message for an error genrec knows."""
+    # peft and accelerate import both wherever they are installed, and each then misses a GPU or a package aloud.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator" not in record.getMessage())
     parser = build_parser()
     options, rest = parser.parse_known_args(arguments)
     # argparse takes positional arguments in one stretch only; changes to a recipe may stand after an option too.

@@ -17,6 +17,7 @@ from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
@@ -658,16 +659,23 @@ class RecommenderModel(nn.Module):
         }
 
     def load_trained_state(self, state: dict[str, torch.Tensor]) -> None:
-        """Sets every trained tensor.
+        """Sets every trained tensor, a process's part of it where FSDP2 has divided it.
 
         Raises:
             RunError: If one is missing, left over or of another shape.
         """
-        expected = {name: tensor.shape for name, tensor in self.trained_state().items()}
+        there = self.trained_state()
+        expected = {name: tensor.shape for name, tensor in there.items()}
         found = {name: tensor.shape for name, tensor in state.items()}
         if expected != found:
             wrong = sorted(set(expected.items()) ^ set(found.items()), key=str)
             raise RunError(f"The saved weights do not fit the model; first difference: {wrong[0]}.")
+        state = {
+            name: distribute_tensor(state[name], now.device_mesh, now.placements)
+            if isinstance(now, DTensor)
+            else state[name]
+            for name, now in there.items()
+        }
         with torch.no_grad():
             for name, row in self._rows().items():
                 row.copy_(state[f"rows.{name}"])

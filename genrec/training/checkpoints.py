@@ -12,7 +12,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from genrec.core.errors import GenrecError
-from genrec.core.files import hash_folder, write_json
+from genrec.core.files import atomic_path, hash_folder, write_json
 from genrec.core.processes import any_of_them, from_main, is_main_process, wait
 from genrec.core.progress import say
 
@@ -86,8 +86,9 @@ def last_checkpoint(folder: Path, begun: str) -> str | None:
                 shutil.rmtree(path)
             elif newest is None:
                 newest = str(path)
-        folder.mkdir(parents=True, exist_ok=True)
-        mark.write_text(begun)
+        if not ours:
+            with atomic_path(mark) as part:
+                part.write_text(begun)
     return from_main(newest)
 
 

@@ -268,7 +268,7 @@ def finetune(
     if resume:
         say(f"  going on from {Path(resume).name}")
     else:
-        steps = math.ceil(len(rows) / settings.batch_size * settings.epochs)
+        steps = math.ceil(math.ceil(len(rows) / settings.batch_size) * settings.epochs)
         estimate(trainer, rows, share, settings.max_steps or steps)
     began = time.perf_counter()
     trainer.train(resume_from_checkpoint=resume)

@@ -196,6 +196,13 @@ class ItemTrainer(Trainer):
         assert isinstance(rows, TokenRows)
         return LengthGroupedSampler(rows.lengths, self._step_rows, self.args.seed)
 
+    def _run_epoch(self, *arguments: Any, **about: Any) -> None:
+        # A Trainer resumed from the checkpoint of its last step, in the middle of an epoch, takes one step more.
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        if not self.control.should_training_stop:
+            super()._run_epoch(*arguments, **about)
+
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:  # noqa: ARG002
         # Every process is asked to save; two that replaced the folder at once would stop each other. It is a folder
         # of its own, since save replaces it whole, and other processes write beside it.

@@ -127,6 +127,18 @@ class KeepBest(TrainerCallback):
         """The measurement with the highest ``CHOSEN_BY``, the first of several."""
         return max(self.found, key=lambda entry: entry[CHOSEN_BY], default=None)
 
+    @property
+    def _since_best(self) -> list[dict[str, float]]:
+        best = self.best
+        return [] if best is None else [entry for entry in self.found if entry["step"] > best["step"]]
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+        """Ends a resumed training that had ended when it was cut, and knows what its checkpoint knew."""
+        best = self.best
+        self._kept_by_checkpoint = None if best is None else int(best["step"])
+        if self._patience and len(self._since_best) >= self._patience:
+            control.should_training_stop = True
+
     def on_step_end(self, args: Any, state: Any, control: Any, **about: Any) -> None:  # noqa: ARG002
         """Measures every so many steps."""
         model: RecommenderModel = about["model"]
@@ -150,7 +162,7 @@ class KeepBest(TrainerCallback):
                     shutil.rmtree(self._weights(int(before["step"])), ignore_errors=True)
             wait()
             return
-        since = [entry for entry in self.found if entry["step"] > best["step"]]
+        since = self._since_best
         self._warn(state, int(best["step"]), since)
         if self._patience and len(since) >= self._patience:
             say(f"  no better {CHOSEN_BY} in {len(since)} validations: training ends")

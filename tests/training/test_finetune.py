@@ -265,7 +265,7 @@ def test_processes_and_accumulation_only_divide_a_step(tiny_backbone, log, items
         "--config_file",
         str(CONFIG),
         "--main_process_port",
-        "29617",
+        "0",
         "-m",
     ]
     runs = {"one": ([], 1), "two": (launcher, 1), "four": ([], 4)}

@@ -6,12 +6,15 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pytest
 import yaml
+from trained import trained_bytes
 
 from genrec.core.errors import RecipeError, RunError
 
@@ -86,15 +89,29 @@ def recipe(tiny_backbone, log, items, tmp_path_factory):
     return path
 
 
-def launched(recipe, run, *arguments, port=29631):
-    """What a launch said on standard error, and whether it ended well; no arguments run without a launcher."""
+def launched(recipe, run, *arguments, keys=(), until=None):
+    """What a launch said on standard error, and whether it ended well; no arguments run without a launcher.
+
+    ``until`` is a file at whose sight the launcher and all its processes are killed.
+    """
     command = [sys.executable, "-m"]
     if arguments:
-        command += ["accelerate.commands.launch", *arguments, "--main_process_port", str(port), "-m"]
-    command += ["genrec", "train", str(recipe), f"run_dir={run}"]
+        command += ["accelerate.commands.launch", *arguments, "--main_process_port", "0", "-m"]
+    command += ["genrec", "train", str(recipe), f"run_dir={run}", *keys]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    return done.stderr, done.returncode == 0
+    with open(f"{run}.txt", "w+") as said:
+        process = subprocess.Popen(command, env=environment, stdout=said, stderr=said, text=True)
+        while until and process.poll() is None and not until.exists():
+            time.sleep(0.02)
+        if until and process.poll() is None:
+            launcher = psutil.Process(
+                process.pid
+            )  # whose processes lead sessions of their own, and would outlive it
+            for each in (launcher, *launcher.children(recursive=True)):
+                each.kill()
+        process.wait(timeout=600)
+        said.seek(0)
+        return said.read(), process.returncode == 0
 
 
 @pytest.mark.model
@@ -119,13 +136,13 @@ def test_a_launcher_that_starts_one_process_instead_of_two_stops_the_run(recipe,
 
 
 # ZeRO-3 leaves weights of less than 100,000 elements whole, which are all of a tiny model's.
-DIVIDED = {
-    "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0},
-    "train_micro_batch_size_per_gpu": "auto",
-    "train_batch_size": "auto",
-    "gradient_accumulation_steps": "auto",
-    "gradient_clipping": "auto",
-}
+SMALL = {"stage3_param_persistence_threshold": 0}
+AUTO = (
+    "train_micro_batch_size_per_gpu",
+    "train_batch_size",
+    "gradient_accumulation_steps",
+    "gradient_clipping",
+)
 
 
 @pytest.mark.model
@@ -133,35 +150,52 @@ DIVIDED = {
     importlib.util.find_spec("deepspeed") is None or not shutil.which("c++"),
     reason="needs deepspeed, which builds its transport between CPU processes on first use",
 )
-def test_zero_3_divides_the_weights_and_saves_those_of_a_plain_run(recipe, tmp_path):
-    """DeepSpeed runs on CPUs too; it trains at our rates, and no process saves its part of the weights for the whole."""
+@pytest.mark.parametrize("stage", [pytest.param(2, marks=pytest.mark.slow), 3])
+def test_deepspeed_trains_the_weights_of_a_plain_run_and_resumes_them_exactly(stage, recipe, tmp_path):
+    """It runs on CPUs too; it trains at our rates, and no process saves its part of the weights for the whole."""
     from safetensors.torch import load_file
 
-    (tmp_path / "engine.json").write_text(json.dumps(DIVIDED))
-    config = yaml.safe_load((CONFIGS / "gpus_4_zero3.yaml").read_text()) | {"num_processes": 2}
+    zero = {"stage": stage} | (SMALL if stage == 3 else {})
+    engine = {"zero_optimization": zero} | dict.fromkeys(AUTO, "auto")
+    (tmp_path / "engine.json").write_text(json.dumps(engine))
+    config = yaml.safe_load((CONFIGS / f"gpus_4_zero{stage}.yaml").read_text()) | {"num_processes": 2}
     config["deepspeed_config"] = {
         "deepspeed_config_file": str(tmp_path / "engine.json"),
         "zero3_init_flag": False,
     }
     del config["mixed_precision"]
-    (tmp_path / "zero3.yaml").write_text(yaml.safe_dump(config))
-    for run, arguments in (("plain", ()), ("zero3", ("--config_file", str(tmp_path / "zero3.yaml")))):
-        told, well = launched(recipe, tmp_path / run, *arguments, port=29632)
+    (tmp_path / "launch.yaml").write_text(yaml.safe_dump(config))
+    launcher = ("--config_file", str(tmp_path / "launch.yaml"))
+    plain, whole, cut = (tmp_path / name for name in ("plain", "whole", "cut"))
+    keys = ("train.max_steps=24", "train.checkpoint_steps=4")
+    for run, arguments in ((plain, ()), (whole, launcher)):
+        told, well = launched(recipe, run, *arguments, keys=keys)
         assert well, told
-    about = [json.loads((tmp_path / run / "training.json").read_text()) for run in ("plain", "zero3")]
+    launched(recipe, cut, *launcher, keys=keys, until=cut / "checkpoints" / "checkpoint-8" / "COMPLETE")
+    assert not (cut / "model").exists(), "the run ended before it was killed"
+    told, well = launched(recipe, cut, *launcher, keys=keys)
+    assert well, told
+    assert "going on from checkpoint-" in told
+    about = [json.loads((run / "training.json").read_text()) for run in (plain, whole)]
     assert [each["processes"] for each in about] == [1, 2]
     assert about[0]["losses"][0][1] == pytest.approx(about[1]["losses"][0][1], abs=1e-5)
-    for name in ("adapter_model.safetensors", "identifier_rows.safetensors"):
-        plain, divided = (load_file(tmp_path / run / "model" / name) for run in ("plain", "zero3"))
-        assert plain.keys() == divided.keys()
-        assert all(np.allclose(plain[key], divided[key], atol=1e-5) for key in plain)
+    assert trained_bytes(cut) == trained_bytes(whole)
+    for name in trained_bytes(whole):
+        one, other = (load_file(run / "model" / name) for run in (plain, whole))
+        assert one.keys() == other.keys()
+        assert all(np.allclose(one[key], other[key], atol=1e-5) for key in one)
 
 
 FSDP2 = """
 import sys
+from pathlib import Path
 import torch
+from accelerate import FullyShardedDataParallelPlugin
+from accelerate.utils import load_fsdp_optimizer, save_fsdp_optimizer
+from torch import distributed
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from genrec.core.processes import process_state
 from genrec.data_prep import leave_one_out
 from genrec.indexing import build_index
 from genrec.models.backbone import load_backbone
@@ -170,13 +204,15 @@ from genrec.models.vocabulary import initial_rows
 from genrec.training.launch import whole_weights
 from planted import planted_catalog, planted_log
 
-torch.distributed.init_process_group("gloo")
+processes = process_state()
 mesh = init_device_mesh("cpu", (2,))
 items, split = planted_catalog(), leave_one_out(planted_log())
 index = build_index("independent", items, split.train)
+# As recipes/accelerate/gpus_4_fsdp2.yaml has accelerate write checkpoints; its own wrapping wants an accelerator.
+plugin = FullyShardedDataParallelPlugin(fsdp_version=2, state_dict_type="FULL_STATE_DICT")
 
 
-def trained(adapter, divided):
+def made(adapter, divided):
     lm, tokenizer = load_backbone(sys.argv[1], dtype="float32")
     rows = initial_rows(lm, tokenizer, index, items, "text", None, 0)
     torch.manual_seed(0)
@@ -187,45 +223,67 @@ def trained(adapter, divided):
             if type(module).__name__ in model._no_split_modules:
                 fully_shard(module, mesh=mesh)
         fully_shard(model, mesh=mesh)
+    return model, torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+
+
+def trained(model, optimizer, steps):
     ids = torch.arange(24).reshape(2, 12) + model.first_id
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
-    for _ in range(3):
+    for _ in range(steps):
         model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids)["loss"].backward()
         optimizer.step()
         optimizer.zero_grad()
-    return model
+
+
+def state(model):
+    with whole_weights(model):
+        return {name: weight.clone() for name, weight in model.trained_state().items()}
 
 
 for adapter in ("lora", "full"):
-    plain, divided = trained(adapter, False).trained_state(), trained(adapter, True)
+    (plain, its), (divided, own) = made(adapter, False), made(adapter, True)
+    trained(plain, its, 6)
+    trained(divided, own, 3)
     held = {name: weight for name, weight in divided.named_parameters() if weight.requires_grad}
     assert any(weight.to_local().numel() < weight.numel() for weight in held.values())
+    folder = Path(sys.argv[2]) / adapter
     with whole_weights(divided):
-        whole = divided.trained_state()
-        assert plain.keys() == whole.keys()
-        assert all(torch.allclose(plain[name], whole[name], atol=1e-6) for name in plain)
+        if processes.process_index == 0:
+            divided.save(folder / "weights")
     assert all(weight is held[name] for name, weight in divided.named_parameters() if weight.requires_grad)
-torch.distributed.destroy_process_group()
+    save_fsdp_optimizer(plugin, processes, own, divided, folder)
+    trained(divided, own, 3)
+    whole, found = plain.trained_state(), state(divided)
+    assert whole.keys() == found.keys()
+    assert all(torch.allclose(whole[name], found[name], atol=1e-6) for name in whole)
+
+    again, own = made(adapter, True)
+    again.load_weights(folder / "weights")
+    load_fsdp_optimizer(plugin, processes, own, again, folder)
+    trained(again, own, 3)
+    resumed = state(again)
+    assert all(torch.equal(resumed[name], found[name]) for name in found)
+distributed.destroy_process_group()
 """
 
 
 @pytest.mark.model
-def test_weights_that_fsdp2_divides_are_trained_as_whole_ones_and_come_back_whole(tiny_backbone, tmp_path):
+def test_weights_that_fsdp2_divides_are_trained_as_whole_ones_and_go_on_from_a_checkpoint(
+    tiny_backbone, tmp_path
+):
     script = tmp_path / "fsdp2.py"
     script.write_text(FSDP2)
     command = [
         sys.executable,
         "-m",
         "torch.distributed.run",
+        "--standalone",
         "--nproc_per_node",
         "2",
-        "--master_port",
-        "29633",
     ]
     root = Path(__file__).parents[2]
     path = os.pathsep.join([str(root), str(root / "tests"), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    command += [str(script), tiny_backbone]
+    command += [str(script), tiny_backbone, str(tmp_path)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
 

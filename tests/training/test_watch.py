@@ -1,8 +1,10 @@
 """What is seen of a training, what is kept of it, and what a cut leaves behind."""
 
+import contextlib
 import json
 import os
 import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from trained import trained_bytes, tuned
 
 from genrec.cli import main
 from genrec.core.errors import RecipeError, RunError
+from genrec.training import watch
 from genrec.training.checkpoints import StopOnSignal, Stopped, last_checkpoint
 from genrec.training.finetune import load_trained
 
@@ -91,6 +94,22 @@ def test_checkpoints_that_were_cut_or_changed_are_never_resumed_from(tmp_path, c
     assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-10", "checkpoint-5"]
     assert last_checkpoint(tmp_path, "other arguments") is None
     assert not list(tmp_path.glob("checkpoint-*"))
+
+
+def test_a_cut_while_checkpoints_are_looked_for_loses_none(tmp_path, monkeypatch):
+    assert last_checkpoint(tmp_path, "these arguments") is None
+    folder = tmp_path / "checkpoint-5"
+    folder.mkdir()
+    (folder / "COMPLETE").write_text("{}")
+
+    def cut(path, *_, **__):
+        path.open("w").close()  # as far as it comes when the process ends there
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as within, contextlib.suppress(KeyboardInterrupt):
+        within.setattr(Path, "write_text", cut)
+        last_checkpoint(tmp_path, "these arguments")
+    assert last_checkpoint(tmp_path, "these arguments") == str(folder)
 
 
 def test_a_broken_checkpoint_falls_back_to_the_one_before(
@@ -208,6 +227,32 @@ def test_the_best_weights_outlive_a_cut(signal_at, tiny_backbone, log, items, tm
     assert trained_bytes(cut) == trained_bytes(whole)
 
 
+@pytest.mark.parametrize(
+    ("options", "steps"),
+    [({"epochs": 1.5}, 14), ({"epochs": 9, "validate_steps": 4, "patience": 2}, 12)],
+    ids=["its steps are done", "nothing got better"],
+)
+def test_a_training_cut_when_it_was_over_takes_no_further_step(
+    options, steps, tiny_backbone, log, items, tmp_path, monkeypatch
+):
+    """Cut after its last checkpoint and before the model is written, in the middle of an epoch."""
+    options |= {"checkpoint_steps": 2, "lora_dropout": 0.1}
+    whole = tuned(tiny_backbone, log, items, tmp_path / "whole", validate=valued([0.5, 0.3, 0.2]), **options)
+
+    def cut(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(watch, "draw_curves", cut)
+    with pytest.raises(KeyboardInterrupt):
+        tuned(tiny_backbone, log, items, tmp_path / "cut", validate=valued([0.5, 0.3, 0.2]), **options)
+    monkeypatch.undo()
+    run = tuned(tiny_backbone, log, items, tmp_path / "cut", validate=valued([0.9]), **options)
+    about = json.loads((run / "training.json").read_text())
+    assert about["resumed_from"] == f"checkpoint-{steps}"
+    assert about["num_steps"] == steps
+    assert trained_bytes(run) == trained_bytes(whole)
+
+
 def test_a_recipe_validates_by_ranking_as_evaluation_does(tiny_backbone, log, items, tmp_path):
     from genrec.pipeline import Pipeline
     from genrec.recipe import parse_recipe
@@ -285,8 +330,6 @@ def test_what_training_takes_is_said_before_it_begins(tiny_backbone, log, items,
 def test_a_training_that_cannot_fit_stops_with_what_would(
     free, advice, tiny_backbone, log, items, tmp_path, monkeypatch
 ):
-    from genrec.training import watch
-
     monkeypatch.setattr(watch, "_free_memory", lambda device: int(free))
     with pytest.raises(RecipeError, match=rf"Training needs about .* GB are free: .*{advice}"):
         tuned(tiny_backbone, log, items, tmp_path / "run")
