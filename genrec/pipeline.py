@@ -197,6 +197,11 @@ class Pipeline:
         return kind in (*r.train.teachers, *r.evaluate.baselines, *self._injected, r.index.teacher)
 
     @property
+    def _probabilities(self) -> bool:
+        """Whether scores of the model's lists are logarithms of probabilities: others are distances, or sums of ranks."""
+        return self.recipe.decoding.method == "constrained"
+
+    @property
     def _injected(self) -> list[str]:
         """Names the sequence recommender whose scores re-weight distances, if there is one."""
         d = self.recipe.decoding
@@ -451,6 +456,23 @@ class Pipeline:
             "trials": trials,
         }
 
+    def _missed_by_beams(self, decoder: Any) -> dict[str, float]:
+        """Returns how often beam search misses one of the ten best items, on some rows."""
+        settings, held_out, left_out = self.recipe.evaluate, self.held_out, self.judge.left_out_ids
+        drawn = np.random.default_rng(settings.seed).permutation(len(held_out))[: settings.exact_rows]
+        rows = sorted(drawn.tolist())
+        found = decoder.missed_by_beams(
+            [held_out.histories[row] for row in rows],
+            min(10, len(self.items)),
+            [left_out[row] for row in rows] if left_out is not None else None,
+        )
+        for width in (20, 50, 100):
+            say(
+                f"  {width} beams miss {found[f'missed@{width}']:.1%} of the best items, one or more of "
+                f"{found[f'users_missing@{width}']:.1%} of {len(rows):,} rows"
+            )
+        return found
+
     def _write_decoding(self, tuning: dict[str, Any] | None, gamma: float) -> None:
         """Writes what serving needs to rank as evaluation did."""
         r = self.recipe
@@ -557,6 +579,8 @@ class Pipeline:
         label = model_label(training, index.method)
         if r.decoding.method != "grounded":
             about["beams"] = max(settings.beams, k)
+        if settings.exact_rows and ranker.constrained is not None:
+            about["beam_search"] = self._missed_by_beams(ranker.constrained)
         if grounder is not None:
             label += f", {r.decoding.method}"
             about["grounding"] = grounder.figures(
@@ -607,7 +631,7 @@ class Pipeline:
     def _write_page(
         self, folder: Path, report: dict[str, Any], rankings: Rankings, losses: list[tuple[int, float]]
     ) -> None:
-        shown = examples(rankings, self.held_out, self.items)
+        shown = examples(rankings, self.held_out, self.items, probabilities=self._probabilities)
         write_page(folder / PAGE, report, curve=losses, examples=shown)
 
     def judge_file(
@@ -651,7 +675,8 @@ class Pipeline:
             return
         report = read_json(self.run.path / METRICS)
         print(comparison_table(report))
-        for entry in examples(read_rankings(self.run.path / RANKINGS), self.held_out, self.items, 3):
+        rankings = read_rankings(self.run.path / RANKINGS)
+        for entry in examples(rankings, self.held_out, self.items, 3, probabilities=self._probabilities):
             print(example_text(entry))
         print(
             f"Run directory: {self.run.path}  (report: {self.run.path / PAGE}, model card: {self.run.path / CARD})"

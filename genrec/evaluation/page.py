@@ -44,6 +44,7 @@ from genrec.core.page import (
     write_html,
 )
 from genrec.evaluation.metrics import RANKING_METRICS
+from genrec.evaluation.report import beam_line
 from genrec.evaluation.slices import FEW_USERS
 
 SIGNIFICANT = 0.05
@@ -596,6 +597,7 @@ def _made_with(report: Mapping[str, Any]) -> str:
         "Run": {"seed": report.get("seed"), "data hash": protocol.get("data_hash")},
         "Protocol": {k: v for k, v in protocol.items() if k != "data_hash"},
         "Data": report.get("data"),
+        "Beam search": {"beside exact search": beam_line(report)} if report.get("beam_search") else None,
         "Index": report.get("index"),
         "Training": report.get("training"),
         "Versions": report.get("versions"),

@@ -48,6 +48,12 @@ class EvaluateSettings(BaseModel):
     )
     ks: tuple[int, ...] = Field((1, 5, 10), min_length=1, description="Cut-offs of the metrics.")
     beams: int = Field(20, ge=1, description="Beam width; never less than the largest cut-off.")
+    exact_rows: int = Field(
+        0,
+        ge=0,
+        description="Rows, drawn at random, whose ten best items are found by exact search too, to say how many of them 20, 50 "
+        "and 100 beams miss. Of no effect on what is reported otherwise.",
+    )
     exclude_history: bool = Field(
         True, description="Whether items of the user's history are left out of every row's ranking."
     )

@@ -50,6 +50,16 @@ def protocol_line(report: Mapping[str, Any]) -> str:
     return line
 
 
+def beam_line(report: Mapping[str, Any]) -> str:
+    """Returns how many of the best items beam search misses, in words; nothing where it was not compared with exact search."""
+    found = report.get("beam_search")
+    if not found:
+        return ""
+    widths = sorted(int(name.removeprefix("missed@")) for name in found if name.startswith("missed@"))
+    missed = ", ".join(f"{found[f'missed@{width}']:.1%} by {width} beams" for width in widths)
+    return f"Of the {found['k']:.0f} best items of {found['users']:,.0f} rows, found by exact search, are missed: {missed}."
+
+
 def test_lines(report: Mapping[str, Any]) -> list[str]:
     """Returns a line for every baseline that the run's model was tested against."""
     found = []
@@ -76,6 +86,7 @@ def comparison_table(report: Mapping[str, Any]) -> str:
     intervals = report["model"]["intervals"]
     bounds = ", ".join(f"{name} [{intervals[name][0]:.4f}, {intervals[name][1]:.4f}]" for name in names[-1:])
     lines += ["", protocol_line(report), f"95% interval of the last row over users: {bounds}."]
+    lines += [beam_line(report)] if report.get("beam_search") else []
     if report["tests"]:
         lines += [
             "The last row minus each baseline, 95% interval, p of a paired randomisation test over users (Holm):"
@@ -85,9 +96,16 @@ def comparison_table(report: Mapping[str, Any]) -> str:
 
 
 def examples(
-    rankings: Rankings, held_out: HeldOut, items: ItemCatalog, count: int = 6, k: int = 5
+    rankings: Rankings,
+    held_out: HeldOut,
+    items: ItemCatalog,
+    count: int = 6,
+    k: int = 5,
+    probabilities: bool = True,
 ) -> list[dict[str, Any]]:
     """Returns the first rows' last items, what was taken next and what was recommended, by title.
+
+    Scores are in it where they are logarithms of probabilities.
 
     Each has ``user_id``, ``num_history``, ``history`` (the last five titles), ``targets`` (titles) and
     ``recommended``, ``(title, score or None, whether it was taken)``.
@@ -97,7 +115,7 @@ def examples(
         zip(held_out.user_ids[:count], held_out.histories, held_out.targets, strict=False)
     ):
         listed = rankings.item_ids[row][:k]
-        scores = rankings.scores[row][:k] if rankings.scores else [None] * len(listed)
+        scores = rankings.scores[row][:k] if rankings.scores and probabilities else [None] * len(listed)
         found.append(
             {
                 "user_id": user,

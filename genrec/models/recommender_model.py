@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 from transformers.pytorch_utils import Conv1D
 
@@ -485,13 +485,18 @@ class RecommenderModel(nn.Module):
     def _fits_windows(self, length: int) -> bool:
         """Returns whether every layer sees all of so many tokens, as far as the model's configuration says."""
         layers = DynamicCache(config=self.backbone.config).layers
-        return all(length < layer.sliding_window for layer in layers if layer.is_sliding)
+        return all(
+            length < layer.sliding_window for layer in layers if isinstance(layer, DynamicSlidingWindowLayer)
+        )
 
     def _cache(self, windowless: bool) -> DynamicCache:
         """Returns an empty cache of the model's kind; where no window will be reached, it keeps every token."""
         cache = DynamicCache(config=self.backbone.config)
         if windowless:
-            cache.layers = [DynamicLayer() if layer.is_sliding else layer for layer in cache.layers]
+            cache.layers = [
+                DynamicLayer() if isinstance(layer, DynamicSlidingWindowLayer) else layer
+                for layer in cache.layers
+            ]
         return cache
 
     def _can_share(self, prefixes: Prefixes) -> bool:
@@ -870,7 +875,7 @@ def _common_beginning(prompts: Sequence[Sequence[int]]) -> int:
     """Returns how many tokens all of several prompts begin with, less one where that would be a whole prompt."""
     if len(prompts) < 2:
         return 0
-    low, high = min(prompts), max(prompts)  # what these two have in common, all have
+    low, high = min(map(tuple, prompts)), max(map(tuple, prompts))  # what these two have in common, all have
     same = next((n for n, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), len(low))
     return min(same, min(map(len, prompts)) - 1)
 

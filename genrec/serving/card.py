@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from genrec.core.files import atomic_path
-from genrec.evaluation.report import metric_names, protocol_line, rows, test_lines
+from genrec.evaluation.report import beam_line, metric_names, protocol_line, rows, test_lines
 
 if TYPE_CHECKING:
     from genrec.recipe import Recipe
@@ -95,7 +95,7 @@ recommender.recommend([["ITEM_ID", "ITEM_ID"]], k=10)
 - Training: {training["num_steps"]:,} steps in {training["train_s"]:.0f} s on {training["processes"]} process(es),
   {training["num_targets"]:,} targets an epoch, seed {report["seed"]}.
 - Lists: {own["valid_item_rate"]:.4f} of the listed items exist,
-  {own["distinct_item_rate"]:.4f} are distinct; decoding with {beams} beams.
+  {own["distinct_item_rate"]:.4f} are distinct; decoding with {beams} beams. {beam_line(report)}
 - Versions: {", ".join(f"{name} {version}" for name, version in report["versions"].items())}.
 
 ## Limits
