@@ -7,6 +7,7 @@ import pytest
 from genrec.core.errors import RecipeError, RunError, UnknownItemError
 from genrec.data_prep import ItemCatalog
 from genrec.evaluation.rankings import read_rankings
+from genrec.evaluation.report import comparison_table
 from genrec.pipeline import Pipeline
 from genrec.recipe import parse_recipe
 from genrec.serving import Recommender
@@ -31,7 +32,7 @@ def recipe(folder, log, items, backbone, mixture, decoding, **changes):
             "sasrec": {"exclude_history": False, "epochs": 1, "width": 8},
             "gru4rec": {"exclude_history": False},
             "decoding": decoding,
-            "evaluate": {"exclude_history": False, "ks": [1, 5], "baselines": ["popularity"]}
+            "evaluate": {"exclude_history": False, "ks": [1, 5], "baselines": ["popularity"], "exact_rows": 4}
             | {"resamples": 10, "test_resamples": 10},
         }
     )
@@ -107,6 +108,16 @@ def test_another_method_is_asked_for_where_the_model_can(fused, grounded):
         assert {each.item_id for each in found} == set(recommender.items.item_ids) - {"i1", "i2"}
     with pytest.raises(RunError, match="next_item"):
         Recommender.from_pretrained(grounded).recommend([["i1"]], method="constrained")
+
+
+def test_a_run_says_what_its_beams_miss(fused, grounded):
+    report = json.loads((fused / "metrics.json").read_text())
+    # Codes of one token: beam search is exact.
+    assert report["beam_search"]["users"] == 4
+    assert report["beam_search"]["missed@20"] == 0.0
+    for text in (comparison_table(report), (fused / "report.html").read_text()):
+        assert "are missed: 0.0% by 20 beams, 0.0% by 50 beams, 0.0% by 100 beams" in text
+    assert "beam_search" not in json.loads((grounded / "metrics.json").read_text())
 
 
 def test_items_with_a_title_only_are_found_by_it(fused):
