@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from genrec._version import __version__
-from genrec.core.errors import GenrecError
+from genrec.core.errors import DataError, GenrecError
 
 _STAGES = {
     "prepare": "read, check and filter the log",
@@ -91,6 +91,18 @@ def build_parser() -> argparse.ArgumentParser:
     )
     recommend.add_argument("-k", type=int, default=10, help="items wanted (default 10)")
     recommend.add_argument("--beams", type=int, help="beam width (default: the larger of k and 20)")
+    recommend.add_argument(
+        "--exact", action="store_true", help="search until no better item can be left, instead of by beams"
+    )
+    recommend.add_argument(
+        "--method",
+        choices=("constrained", "grounded", "fused"),
+        help="write identifiers, or titles that are matched to items, or both (default: that of the run)",
+    )
+    recommend.add_argument(
+        "--exclude", nargs="+", default=[], metavar="ITEM_ID", help="items that must not come"
+    )
+    recommend.add_argument("--allow", nargs="+", metavar="ITEM_ID", help="the only items that may come")
     recommend.add_argument(
         "--include-held-out", action="store_true", help="with --user: append the held-out last item"
     )
@@ -438,14 +450,25 @@ def _recommend(options: argparse.Namespace) -> None:
     history = options.history
     if history is None:
         history = recommender.history(options.user, options.include_held_out)
-    (history,) = recommender.resolve([history], options.unknown)
-    asked = {"k": options.k, "exclude_history": not options.allow_seen, "beams": options.beams}
+    method = options.method or recommender.method
+    (history,) = recommender.resolve([history], options.unknown, titles=method != "constrained")
+    asked = {
+        "k": options.k,
+        "exclude_history": not options.allow_seen,
+        "exclude": options.exclude,
+        "allow": options.allow,
+        "beams": options.beams,
+    }
     why = None
     if options.why or options.why_picture:
+        if options.exact or method != "constrained":
+            raise DataError(
+                "--why and --why-picture show what beam search kept: leave out --exact, and take --method constrained."
+            )
         why = recommender.explain(history, **asked)
         found = why.recommendations
     else:
-        (found,) = recommender.recommend([history], **asked)
+        (found,) = recommender.recommend([history], **asked, method=method, exact=options.exact)
     if why is not None and options.why_picture:
         why.write_picture(options.why_picture)
     if options.json:
@@ -459,7 +482,8 @@ def _recommend(options: argparse.Namespace) -> None:
     print("Recommended:")
     for place, given in enumerate(found, start=1):
         code = "".join(given.code)
-        print(f"{place:>3}. {given.title}  [{given.item_id}]  p {probability(given.score)}  {code}")
+        score = f"p {probability(given.score)}" if method == "constrained" else f"score {given.score:.4f}"
+        print(f"{place:>3}. {given.title}  [{given.item_id}]  {score}  {code}")
     if len(found) < options.k:
         print(f"Only {len(found)} of the {options.k} items asked for: no other item is allowed.")
     if why is not None and options.why:

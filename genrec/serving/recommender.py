@@ -160,6 +160,7 @@ class Recommender:
         allow: Collection[ItemId] | None = None,
         beams: int | None = None,
         method: Method | None = None,
+        exact: bool = False,
         unknown: Unknown = "error",
     ) -> list[list[Recommendation]]:
         """Returns, for each history or user, the k best items: real, distinct, best first.
@@ -178,6 +179,7 @@ class Recommender:
             allow: The only items that may come; None allows all.
             beams: Beam width of the constrained search, default ``max(k, 20)``.
             method: ``"constrained"``, ``"grounded"`` or ``"fused"``; default is that of the run.
+            exact: Whether the constrained search goes on until no better item can be left (``rank_exact``), instead of by beams.
             unknown: What happens to an item of a history that the index does not have: ``"error"``; ``"skip"`` leaves it out
                 and says which; ``"title"`` takes it for the title of the one item that has it, whatever the case and spaces.
 
@@ -188,11 +190,13 @@ class Recommender:
             DataError: If k or beams is below 1, both or neither of histories and user_ids are given, a history is no list of
                 item ids, a user is unknown, or several items have the title.
         """
-        method = method or self._settings.method
+        method = method or self.method
         if method not in get_args(Method):
             raise DataError(f"method is {', '.join(get_args(Method))}, got {method!r}.")
+        if exact and method != "constrained":
+            raise DataError(f"exact=True is of the method 'constrained'; this one is {method!r}.")
         histories, k, left_out, beams = self._asked(
-            histories, user_ids, k, exclude_history, exclude, beams, unknown, titles=True
+            histories, user_ids, k, exclude_history, exclude, beams, unknown, titles=not exact
         )
         only = None if allow is None else [set(_item_ids(allow, "allow"))] * len(histories)
         from genrec.decoding.fusion import Ranker
@@ -200,7 +204,11 @@ class Recommender:
         constrained = self._decoder if self._decoding.get("writes_identifiers", True) else None
         grounder = self._grounder if method != "constrained" else None
         ranker = Ranker(self._settings, self.items, constrained, grounder)
-        rankings = ranker.rank_all(histories, k, left_out, beams, label="", method=method, allow=only)
+        if exact:
+            self._check_identifiers()
+            rankings = [each.ranking for each in self._decoder.rank_exact(histories, k, left_out, allow=only)]
+        else:
+            rankings = ranker.rank_all(histories, k, left_out, beams, label="", method=method, allow=only)
         if fewer := sum(len(ranking) < k for ranking in rankings):
             say(f"  {fewer:,} of {len(rankings):,} lists have fewer than {k:,} items: no more are allowed")
         return [self._recommendations(ranking) for ranking in rankings]
@@ -365,6 +373,7 @@ class Recommender:
         Raises:
             UnknownItemError: As ``recommend``.
             DataError: As ``recommend``.
+            RunError: If the model writes no identifiers.
         """
         from genrec.decoding.explain import beam_tree
 
@@ -373,11 +382,24 @@ class Recommender:
         )
         if allow is not None:
             left_out = left_out | (self._decoder.index.codes.keys() - set(_item_ids(allow, "allow")))
+        self._check_identifiers()
         levels: list[BeamLevel] = []
         (ranking,) = self._decoder.rank([history], k, [left_out], beams, trace=levels)
         tree = beam_tree(levels, self._decoder.index, self.items, ranking, left_out)
         titles = [(item, self.items.title(item)) for item in history]
         return Explanation(titles, self._recommendations(ranking), tree)
+
+    @property
+    def method(self) -> Method:
+        """How items are found unless asked otherwise: as evaluation found them."""
+        return self._settings.method
+
+    def _check_identifiers(self) -> None:
+        if not self._decoding.get("writes_identifiers", True):
+            raise RunError(
+                "This model writes titles alone: no family of its mixture asks for identifiers. Use recommend() with "
+                "method='grounded', or train with next_item in tasks.mixture."
+            )
 
     def extend(self, items: ItemCatalog, titles_only: bool = False) -> Recommender:
         """Returns a recommender that knows these items too, by the codes that ``ItemIndex.extend`` gives them.
