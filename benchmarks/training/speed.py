@@ -237,40 +237,44 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=SECONDS, help=f"for each way (default {SECONDS})")
     parser.add_argument("--layers", type=int, default=LAYERS, help=f"of the model (default {LAYERS}, all)")
     parser.add_argument("--passes", type=int, help=f"of the comparison of losses (default {PASSES})")
+    parser.add_argument("--data", choices=("movielens-100k", "beauty"), help="one of the two alone")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR")
     parser.add_argument("--allow-dirty", action="store_true", help="measure uncommitted changes")
     options = parser.parse_args(arguments)
     try:
         changed = (options.seconds, options.layers, options.passes) != (SECONDS, LAYERS, None)
-        script = "benchmarks/training/speed.py"
-        path, head = begin_result(
-            options.results, "speed", script, arguments, changed=changed, allow_dirty=options.allow_dirty
-        )
-        began, found = time.perf_counter(), {}
         for case in (Case(*dataset, options.seed) for dataset in datasets()):
+            if options.data not in (None, case.name):
+                continue
             say(f"== {case.name}")
+            path, head = begin_result(
+                options.results,
+                f"speed-{case.name}",
+                "benchmarks/training/speed.py",
+                arguments,
+                changed=changed,
+                allow_dirty=options.allow_dirty,
+            )
+            began = time.perf_counter()
             speeds = {way: speed(case, way, options.seconds, options.layers) for way in (SFT, *WAYS)}
             same = same_loss(case, FEW_LAYERS, options.passes or PASSES[case.name])
-            found[case.name] = {"speed": speeds, "same": same}
-        result = head | {
-            "seed": options.seed,
-            "layers": options.layers,
-            "few_layers": FEW_LAYERS,
-            "data": found,
-            "wall_seconds": round(time.perf_counter() - began, 1),
-        }
-        write_json(path, result)
-        for name, figures in found.items():
-            usual = figures["speed"][SFT]["targets_per_s"]
-            for way, took in figures["speed"].items():
+            result = head | {
+                "seed": options.seed,
+                "layers": options.layers,
+                "few_layers": FEW_LAYERS,
+                "data": {case.name: {"speed": speeds, "same": same}},
+                "wall_seconds": round(time.perf_counter() - began, 1),
+            }
+            write_json(path, result)
+            usual = speeds[SFT]["targets_per_s"]
+            for way, took in speeds.items():
                 rate = took["targets_per_s"]
-                print(f"{name}, {way}: {rate:.1f} next items/s ({rate / usual:.1f}x)")
-            for way, after in figures["same"].items():
-                print(
-                    f"{name}, {way}: loss {after['learned_loss']:.3f} learned, {after['valid_loss']:.3f} validation"
-                )
-        print(f"Result: {path}")
+                print(f"{case.name}, {way}: {rate:.1f} next items/s ({rate / usual:.1f}x)")
+            for way, after in same.items():
+                learned, valid = after["learned_loss"], after["valid_loss"]
+                print(f"{case.name}, {way}: loss {learned:.3f} learned, {valid:.3f} validation")
+            print(f"Result: {path}")
     except GenrecError as error:
         print(f"speed: {error}", file=sys.stderr)
         return 1
