@@ -14,7 +14,15 @@ from pydantic import ValidationError
 
 from genrec.core.errors import DataError, RecipeError, require
 from genrec.core.files import atomic_path, hash_file, hash_value, megabytes, read_json, write_json
-from genrec.core.processes import from_main, gather_dict, is_main_process, num_processes, rank, wait
+from genrec.core.processes import (
+    divided,
+    from_main,
+    gather_dict,
+    is_main_process,
+    num_processes,
+    rank,
+    wait,
+)
 from genrec.core.progress import say
 from genrec.data_prep import HeldOut, InteractionLog, ItemCatalog, Split, prepare, read_split
 from genrec.evaluation.baselines import (
@@ -368,25 +376,26 @@ class Pipeline:
         held_out, settings = judge.held_out, self.recipe.train
         drawn = np.random.default_rng(settings.seed).permutation(len(held_out))[: settings.validate_users]
         sample = sorted(drawn.tolist())
-        mine = sample[rank() :: num_processes()]
         left_out = judge.left_out_ids
         k = min(10, len(self.items))
 
         def validate(model: Any, renderer: Any) -> dict[str, float]:
             # A tuned model's vectors of titles are others at every step, and are not kept.
             folder = self.run.path / CHECKPOINTS / "titles"
-            found = self._ranker(model, renderer, folder).rank_all(
-                [held_out.histories[row] for row in mine],
-                k,
-                [left_out[row] for row in mine] if left_out is not None else None,
-                batch_size=self.recipe.evaluate.batch_size,
-                label="",
+            ranker = self._ranker(model, renderer, folder)
+            found = divided(
+                len(sample),
+                lambda mine: ranker.rank_all(
+                    [held_out.histories[sample[place]] for place in mine],
+                    k,
+                    [left_out[sample[place]] for place in mine] if left_out is not None else None,
+                    batch_size=self.recipe.evaluate.batch_size,
+                    label="",
+                ),
             )
-            wait()
             if is_main_process():
                 shutil.rmtree(folder, ignore_errors=True)
-            everyone = gather_dict(dict(zip(mine, found, strict=True)))
-            lists = [[item for item, _ in everyone[row]] for row in sample]
+            lists = [[item for item, _ in ranking] for ranking in found]
             values = ranking_metrics(lists, [held_out.targets[row] for row in sample], (10,))
             return {name: float(values[name]) for name in ("HR@10", "NDCG@10")}
 
@@ -528,7 +537,6 @@ class Pipeline:
         model, renderer, index, items = load_trained(self.run.path, r.model.dtype)
         model.check_data(read_json(self.run.path / REPORT).get("split_sha256", ""))
         judge, held_out = self.judge, self.held_out
-        mine = range(rank(), len(held_out), num_processes())
         ranker = self._ranker(model, renderer)
         grounder, tuning = ranker.grounder, None
         if (
@@ -542,25 +550,27 @@ class Pipeline:
         if k < judge.k:
             say(f"  the catalogue has {len(items)} items: lists are that long, not {judge.k}")
         left_out = judge.left_out_ids
-        histories = [held_out.histories[row] for row in mine]
         began = time.perf_counter()
-        written = grounder.write(histories, settings.batch_size) if grounder is not None else None
-        found = ranker.rank_all(
-            histories,
-            k,
-            [left_out[row] for row in mine] if left_out is not None else None,
-            settings.beams,
-            settings.batch_size,
-            written=written,
+        written = None
+        if grounder is not None:
+            written = divided(
+                len(held_out),
+                lambda mine: grounder.write([held_out.histories[row] for row in mine], settings.batch_size),
+            )
+        lists = divided(
+            len(held_out),
+            lambda mine: ranker.rank_all(
+                [held_out.histories[row] for row in mine],
+                k,
+                [left_out[row] for row in mine] if left_out is not None else None,
+                settings.beams,
+                settings.batch_size,
+                written=None if written is None else [written[row] for row in mine],
+            ),
         )
         seconds = time.perf_counter() - began
-        everyone = gather_dict(dict(zip(mine, found, strict=True)))
-        texts = gather_dict(dict(zip(mine, written, strict=True))) if written is not None else {}
         if not is_main_process():
             return
-        if sorted(everyone) != list(range(len(held_out))):
-            raise DataError(f"{len(everyone):,} of {len(held_out):,} rows were ranked; every row must be.")
-        lists = [everyone[row] for row in range(len(held_out))]
         rankings = Rankings(
             held_out.row_ids,
             [[item for item, _ in ranking] for ranking in lists],
@@ -583,9 +593,7 @@ class Pipeline:
             about["beam_search"] = self._missed_by_beams(ranker.constrained)
         if grounder is not None:
             label += f", {r.decoding.method}"
-            about["grounding"] = grounder.figures(
-                held_out.histories, [texts[row] for row in range(len(held_out))], lists
-            )
+            about["grounding"] = grounder.figures(held_out.histories, written, lists)
         self._write_decoding(tuning, grounder.gamma if grounder is not None else 0.0)
         report = self._report(r.name, label, rankings.item_ids, self.run.path, about)
         self._write_page(self.run.path, report, rankings, training["losses"])

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 def num_processes() -> int:
@@ -58,6 +61,26 @@ def any_of_them(value: bool) -> bool:
 
     found = gather(torch.tensor([value], dtype=torch.int32, device=process_state().device))
     return bool(found.any())
+
+
+def divided(num: int, work: Callable[[Sequence[int]], Iterable[T]]) -> list[T]:
+    """Returns what ``work`` gives for the rows 0 to ``num - 1``, in their order, each process doing its share.
+
+    Every process has to ask, and gets all of it.
+
+    Args:
+        num: Rows.
+        work: Gives as many values as it is given rows.
+
+    Raises:
+        RuntimeError: If it gives fewer or more.
+    """
+    mine = range(rank(), num, num_processes())
+    part = dict(zip(mine, found := list(work(mine)), strict=False))
+    everyone = gather_dict(part if len(found) == len(mine) else {})
+    if len(everyone) != num:
+        raise RuntimeError(f"{len(everyone):,} of {num:,} rows were done; every row must be, once.")
+    return [everyone[row] for row in range(num)]
 
 
 def gather_dict(part: dict) -> dict:

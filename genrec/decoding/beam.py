@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from genrec.core.errors import ModelError
-from genrec.core.processes import gather_dict, num_processes, rank
+from genrec.core.processes import divided
 from genrec.core.progress import progress
 from genrec.data_prep import ItemId
 from genrec.indexing import ItemIndex
@@ -350,20 +350,20 @@ class ConstrainedDecoder:
             allow: As ``rank``.
             scores: As ``rank``.
         """
-        mine = range(rank(), len(histories), num_processes())
-        found: Iterable[Ranking] = self.stream(
-            (histories[row] for row in mine),
-            k,
-            None if exclude is None else (exclude[row] for row in mine),
-            beams,
-            batch_size,
-            allow=None if allow is None else (allow[row] for row in mine),
-            scores=scores,
-        )
-        if label:
-            found = progress(found, len(mine), label)
-        everyone = gather_dict(dict(zip(mine, found, strict=True)))
-        return [everyone[row] for row in range(len(histories))]
+
+        def work(rows: Sequence[int]) -> Iterable[Ranking]:
+            found = self.stream(
+                (histories[row] for row in rows),
+                k,
+                None if exclude is None else (exclude[row] for row in rows),
+                beams,
+                batch_size,
+                allow=None if allow is None else (allow[row] for row in rows),
+                scores=scores,
+            )
+            return progress(found, len(rows), label) if label else found
+
+        return divided(len(histories), work)
 
     def _read(self, prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, Prefixes]:
         """Returns what the model says of each prompt; equal ones are read once."""

@@ -7,6 +7,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from transformers import LogitsProcessor, LogitsProcessorList
 
+from genrec.core import processes
 from genrec.core.errors import ModelError, UnknownItemError
 from genrec.decoding import beam as beam_module
 from genrec.decoding.beam import ConstrainedDecoder
@@ -410,6 +411,22 @@ def test_any_number_of_users_is_streamed(decoder):
     expected = decoder.rank_all(histories, 3, [{ids[0]}, set(), {ids[0]}, set()], label="")
     for one, two in zip(list(islice(endless, 6)), (expected * 2)[:6], strict=True):
         assert [item for item, _ in one] == [item for item, _ in two]
+
+
+def test_processes_share_the_users(decoder, monkeypatch):
+    """Each does its own, and all get all: what two processes hand together is everything, once."""
+    ids = decoder.item_ids
+    histories = [ids[n : n + 2] for n in range(5)]
+    expected = decoder.rank_all(histories, 3, label="")
+    parts = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    whole = dict(enumerate(expected))
+    monkeypatch.setattr(processes, "gather_dict", lambda part: parts.append(part) or whole | part)
+    for number in ("0", "1"):
+        monkeypatch.setenv("RANK", number)
+        found = decoder.rank_all(histories, 3, label="")
+        assert [[item for item, _ in one] for one in found] == [[i for i, _ in two] for two in expected]
+    assert [sorted(part) for part in parts] == [[0, 2, 4], [1, 3]]
 
 
 def test_scores_that_are_no_numbers_are_refused(decoder):
