@@ -17,7 +17,7 @@ from genrec.data_prep import InteractionLog, ItemCatalog, load_dataset
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT_FOLDERS = tuple(
-    f"benchmarks{room}/results" for room in ("", "/data", "/indexing", "/tasks", "/training")
+    f"benchmarks{room}/results" for room in ("", "/data", "/decoding", "/indexing", "/tasks", "/training")
 )
 
 
