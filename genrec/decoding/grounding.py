@@ -110,6 +110,7 @@ class Grounder:
         injection: Injection | None = None,
         gamma: float | None = None,
         folder: Path | None = None,
+        encoder: TitleEncoder | None = None,
     ) -> None:
         """Makes the catalogue's vectors, unless they are kept from another time.
 
@@ -121,6 +122,7 @@ class Grounder:
             injection: What ``settings.inject`` names.
             gamma: Default is ``settings.gamma``, or 0.
             folder: Of the vectors; default as ``TitleVectors.make``.
+            encoder: In place of the one that ``settings.encoder`` names.
 
         Raises:
             DataError: If an injection is asked for and not given, or the other way round.
@@ -134,12 +136,10 @@ class Grounder:
             )
         self.model, self.prompts, self.items = model, prompts, items
         self.gamma = gamma if gamma is not None else s.gamma or 0.0
-        if s.encoder in ("base", "tuned"):
+        if encoder is None and s.encoder in ("base", "tuned"):
             encoder = model_encoder(model, prompts.renderer, s.encoder == "tuned", s.pooling)
-        else:
-            encoder = TitleEncoder.of(s.encoder)
         titles = [items.title(item) for item in items.item_ids]
-        self.vectors = TitleVectors.make(titles, encoder, s.distance, folder)
+        self.vectors = TitleVectors.make(titles, encoder or TitleEncoder.of(s.encoder), s.distance, folder)
         self._position = {item: place for place, item in enumerate(items.item_ids)}
         self._injection = injection
         if injection is not None:
@@ -273,25 +273,27 @@ class Grounder:
         ids = self.items.item_ids
         for rows in self._blocks(len(written)):
             injected = self._injected_values([histories[row] for row in rows])
-            for row, (distances, beam, places) in zip(
-                rows, self._distances(written, rows, k, exclude), strict=True
-            ):
+            every = self._distances(written, rows, k, exclude)
+            for row, (distances, beam, places) in zip(rows, every, strict=True):
                 out = self._places(exclude[row]) if exclude is not None else []
-                allowed = ~np.isin(places, out)
                 for lists, gamma in zip(found, gammas, strict=True):
                     values = distances
                     if injected is not None:
                         values = reweighted(distances, injected[row - rows[0]][places], gamma)
-                    best = _least(values[allowed], beam[allowed], places[allowed], k)
+                    best = _least(values, beam, places, out, k)
                     lists.append([(ids[place], -value) for place, value in best])
         return found
 
     def _blocks(self, num: int) -> Iterator[range]:
         """Yields stretches of histories, so few that their distances to all items fit into memory."""
-        wide = max(len(self.vectors) * self.settings.beams, len(self.items))
-        size = max(1, _ENTRIES_AT_ONCE // wide)
+        size = max(1, _ENTRIES_AT_ONCE // max(len(self.vectors) * self._used, len(self.items)))
         for first in range(0, num, size):
             yield range(first, min(first + size, num))
+
+    @property
+    def _used(self) -> int:
+        """How many of a history's texts count."""
+        return 1 if self.settings.combine == "first" else self.settings.beams
 
     def _places(self, items: Collection[ItemId]) -> list[int]:
         for item in items:
@@ -315,52 +317,47 @@ class Grounder:
         rows: range,
         k: int,
         exclude: Sequence[Collection[ItemId]] | None,
-    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Yields of each history the combined distances, the beam they come from, and the items they are of."""
-        s = self.settings
-        used = 1 if s.combine == "first" else s.beams
+    ) -> Iterator[tuple[np.ndarray, np.ndarray | None, np.ndarray]]:
+        """Yields of each history the combined distances, the beams that ties go by, and the items they are of, in order."""
+        s, used = self.settings, self._used
         texts = [text for row in rows for text in written[row].texts[:used]]
         queries = self.vectors.queries(texts)
-        candidates: list[np.ndarray] | None = None
+        all_items = np.arange(len(self.items))
         if s.search == "exact":
             every = self.vectors.distances(queries)
-        else:
-            wanted = (
-                s.candidates + max((len(exclude[row]) for row in rows), default=0)
-                if exclude
-                else s.candidates
-            )
-            candidates = self.vectors.nearest(queries, max(wanted, k), s.search, s.search_width)
+            titles = self.vectors.row_of_item
+            for number, row in enumerate(rows):
+                value, beam = self._combined(every[number * used : (number + 1) * used], written[row].scores)
+                yield value[titles], None if beam is None else beam[titles], all_items
+            return
+        num_out = max((len(exclude[row]) for row in rows), default=0) if exclude is not None else 0
+        candidates = self.vectors.nearest(queries, max(s.candidates, k) + num_out, s.search, s.search_width)
         for number, row in enumerate(rows):
             own = slice(number * used, (number + 1) * used)
-            if candidates is None:
-                value, beam = self._combined(every[own], written[row].scores[:used])
-                titles = self.vectors.row_of_item
-                yield value[titles], beam[titles], np.arange(len(self.items))
-                continue
-            part = Queries(queries.vectors[own], queries.row[own])
             titles = np.unique(np.concatenate(candidates[own]))
             places = self._items_of(titles)
-            out = self._places(exclude[row]) if exclude is not None else []
-            if (~np.isin(places, out)).sum() < min(k, len(self.items) - len(set(out))):
-                titles, places = np.arange(len(self.vectors)), np.arange(len(self.items))
-            value, beam = self._combined(self.vectors.distances(part, titles), written[row].scores[:used])
+            out = set(self._places(exclude[row])) if exclude is not None else set()
+            if len(places) - np.isin(places, list(out)).sum() < min(k, len(self.items) - len(out)):
+                titles, places = np.arange(len(self.vectors)), all_items
+            part = Queries(queries.vectors[own], queries.row[own])
+            value, beam = self._combined(self.vectors.distances(part, titles), written[row].scores)
             at = np.searchsorted(titles, self.vectors.row_of_item[places])
-            yield value[at], beam[at], places
+            yield value[at], None if beam is None else beam[at], places
 
     def _items_of(self, titles: np.ndarray) -> np.ndarray:
         found = [self._order[self._start[row] : self._start[row + 1]] for row in titles]
         return np.sort(np.concatenate(found))
 
-    def _combined(self, distances: np.ndarray, scores: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
-        """Returns of ``(beams, titles)`` distances one for each title, and the beam that ties go by."""
-        distances = distances.astype(np.float64)
-        none = np.zeros(distances.shape[1], np.int64)
+    def _combined(
+        self, distances: np.ndarray, scores: Sequence[float]
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Returns of ``(beams, titles)`` distances one for each title, and the beam that ties go by, if they do."""
         if self.settings.combine == "first":
-            return distances[0], none
+            return distances[0], None
         if self.settings.combine == "min":
             return distances.min(0), distances.argmin(0)
-        return soft_min(distances, scores, self.settings.temperature * (self.vectors.spread or 1.0)), none
+        temperature = self.settings.temperature * (self.vectors.spread or 1.0)
+        return soft_min(distances, scores, temperature), None
 
     def figures(
         self, histories: Sequence[Sequence[ItemId]], written: Sequence[Written], rankings: Sequence[Ranking]
@@ -408,7 +405,7 @@ class Grounder:
 
 def soft_min(distances: np.ndarray, scores: Sequence[float], temperature: float) -> np.ndarray:
     """Returns ``-T log sum_b p_b exp(-D_b / T)`` of ``(beams, n)`` distances, p the softmax of the beams' scores."""
-    score = np.asarray(scores, np.float64)[:, None]
+    distances, score = distances.astype(np.float64), np.asarray(scores, np.float64)[:, None]
     p = np.exp(score - score.max())
     p /= p.sum()
     least = distances.min(0)
@@ -519,10 +516,27 @@ def _without_defaults(backbone: Any) -> Iterator[None]:
         backbone.generation_config = own
 
 
-def _least(values: np.ndarray, beam: np.ndarray, places: np.ndarray, k: int) -> list[tuple[int, float]]:
-    """Returns the places of the k least values, best first; equal ones by beam, then by place."""
+def _least(
+    values: np.ndarray, beam: np.ndarray | None, places: np.ndarray, out: Sequence[int], k: int
+) -> list[tuple[int, float]]:
+    """Returns the places of the k least values but those left out, best first; equal ones by beam, then by place.
+
+    Args:
+        values: ``(n,)``.
+        beam: ``(n,)``, or None where all are equal.
+        places: ``(n,)`` growing.
+        out: Places that must not come.
+        k: Wanted; fewer come where fewer are left.
+    """
+    if len(out):
+        at = np.searchsorted(places, out).clip(max=len(places) - 1)
+        at = at[places[at] == out]
+        values = values.copy()
+        values[at] = np.inf
+        k = min(k, len(values) - len(np.unique(at)))
     if k < len(values):
-        keep = np.flatnonzero(values <= np.partition(values, k - 1)[k - 1])
-        values, beam, places = values[keep], beam[keep], places[keep]
-    order = np.lexsort((places, beam, values))[:k]
+        keep = np.flatnonzero(values <= np.partition(values, k - 1)[k - 1]) if k else np.zeros(0, np.int64)
+        values, places = values[keep], places[keep]
+        beam = beam[keep] if beam is not None else None
+    order = np.lexsort((places, places if beam is None else beam, values))[:k]
     return list(zip(places[order].tolist(), values[order].tolist(), strict=True))

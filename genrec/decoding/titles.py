@@ -236,8 +236,8 @@ class TitleVectors:
 def approximate_index(vectors: np.ndarray, search: Literal["ivf", "hnsw"], folder: Path) -> Any:
     """Returns FAISS's index of vectors by L2, read from the folder where it was built before.
 
-    ``ivf``: 4 sqrt(n) inverted lists, as FAISS's guidelines have it, whole vectors in them. ``hnsw``: 32 neighbours a node, 80
-    in view while it is built. By L2 vectors of length 1 come in the order of their cosine.
+    ``ivf``: 4 sqrt(n) inverted lists, as FAISS's guidelines have it, whole vectors in them. ``hnsw``: 32 neighbours a
+    node, all else FAISS's defaults. By L2 vectors of length 1 come in the order of their cosine.
 
     Raises:
         MissingExtraError: If FAISS is not installed.
@@ -255,7 +255,6 @@ def approximate_index(vectors: np.ndarray, search: Literal["ivf", "hnsw"], folde
         index.train(np.ascontiguousarray(vectors[np.sort(sample)]))
     else:
         index = faiss.IndexHNSWFlat(width, 32)
-        index.hnsw.efConstruction = 80
     for part in _stretches(vectors):
         index.add(np.ascontiguousarray(part))
     with atomic_path(path) as scratch:

@@ -70,16 +70,8 @@ def by_hand(catalog=CATALOG, **settings):
     injection = settings.pop("injection", None)
     gamma = settings.pop("gamma_used", None)
     folder = settings.pop("folder", None)
-    original, TitleEncoder.of = (
-        TitleEncoder.of,
-        classmethod(lambda cls, n: cls("by hand", lambda: plain_vectors)),
-    )
-    try:
-        return Grounder(
-            None, None, catalog, GroundingSettings(encoder="mine", **settings), injection, gamma, folder
-        )
-    finally:
-        TitleEncoder.of = original
+    encoder = TitleEncoder("by hand", lambda: plain_vectors)
+    return Grounder(None, None, catalog, GroundingSettings(**settings), injection, gamma, folder, encoder)
 
 
 def distance(one, two, kind):
