@@ -25,7 +25,9 @@ def metric_names(metrics: Mapping[str, Any]) -> list[str]:
 
 def model_label(training: Mapping[str, Any], method: str) -> str:
     """Returns what a table calls a tuned language model."""
-    name = "decoder from nothing" if training["backbone"] == "new" else Path(training["backbone"]).name
+    name = Path(training["backbone"]).name
+    if name == "new":
+        name = "encoder-decoder from nothing" if training.get("encoder_decoder") else "decoder from nothing"
     return f"{name}, {training['layers']} layers, {method} ids"
 
 

@@ -299,6 +299,7 @@ def finetune(
             {
                 "backbone": backbone,
                 "layers": lm.config.num_hidden_layers,
+                "encoder_decoder": bool(lm.config.is_encoder_decoder),
                 "dtype": recommender.about["dtype"],
                 "num_trainable": recommender.num_trainable,
                 "num_weights": all_weights,
