@@ -135,7 +135,8 @@ class ConstrainedDecoder:
         for row, key in enumerate(asked):
             first.setdefault(key, row)
         rows = list(first.values()) if trace is None else list(range(len(prompts)))
-        found = self._search([prompts[row] for row in rows], wanted.rows(rows), k, width, scores, trace)
+        read = self._read([prompts[row] for row in rows])
+        found = self._search(read, wanted.rows(rows), k, width, scores, trace)
         answers = dict(zip(rows, found, strict=True))
         return [
             self._items(answers[row if trace is not None else first[key]], wanted, row, k)
@@ -145,17 +146,17 @@ class ConstrainedDecoder:
     @torch.inference_mode()
     def _search(
         self,
-        prompts: Sequence[Sequence[int]],
+        read: tuple[torch.Tensor, Prefixes],
         wanted: _Filter,
         k: int,
         width: int,
         convention: Scores,
         trace: list[BeamLevel] | None,
     ) -> list[list[tuple[int, float]]]:
-        """Returns the finished nodes of each prompt with their scores, best first."""
-        batch = len(prompts)
+        """Returns the finished nodes of each prompt that was read with their scores, best first."""
+        states, prefixes = read
+        batch = len(states)
         answers: list[list[tuple[int, float]]] = [[]] * batch
-        states, prefixes = self._read(prompts)
         alive = list(range(batch))
         nodes = torch.zeros(batch, 1, dtype=torch.long, device=self.device)
         scores = torch.zeros(batch, 1, device=self.device)
@@ -243,10 +244,10 @@ class ConstrainedDecoder:
         wanted = _Filter.of(self, len(histories), exclude, allow)
         found = []
         for row, history in enumerate(histories):
-            prompt, own = [self.renderer.prompt_ids(history)], wanted.rows([row])
-            (beams,) = self._search(prompt, own, k, max(k, 20), scores, None)
+            read, own = self._read([self.renderer.prompt_ids(history)]), wanted.rows([row])
+            (beams,) = self._search(read, own, k, max(k, 20), scores, None)
             search = _ExactSearch(self, own, k, scores, dict(beams))
-            search.run(prompt)
+            search.run(*read)
             ranking = self._items(search.best(), wanted, row, k)
             found.append(ExactRanking(ranking, search.best_unopened, search.opened))
         return found
@@ -365,6 +366,7 @@ class ConstrainedDecoder:
 
         return divided(len(histories), work)
 
+    @torch.inference_mode()
     def _read(self, prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, Prefixes]:
         """Returns what the model says of each prompt; equal ones are read once."""
         first = {tuple(prompt): row for row, prompt in reversed(list(enumerate(prompts)))}
@@ -537,9 +539,8 @@ class _ExactSearch:
         return ordered[: self._k]
 
     @torch.inference_mode()
-    def run(self, prompt: Sequence[Sequence[int]]) -> None:
-        """Reads whatever may lead to an item above the k-th best."""
-        states, prefixes = self._decoder._read(prompt)
+    def run(self, states: torch.Tensor, prefixes: Prefixes) -> None:
+        """Reads whatever may lead to an item above the k-th best, from a prompt that was read."""
         root = torch.zeros(1, 1, dtype=torch.long, device=self._decoder.device)
         self._open(states, prefixes, root, root.float(), 0)
 

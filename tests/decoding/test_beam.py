@@ -278,8 +278,8 @@ def test_it_is_transformers_beam_search(tiny_backbone, tiny_t5, kind, dtype, tol
     convention = data.draw(st.sampled_from(["trained", "vocabulary", "allowed"]))
     # As many beams as asked for: fewer than 20 are not given to anyone.
     wanted = beam_module._Filter.of(decoder, len(histories), None, None)
-    prompts = [decoder.renderer.prompt_ids(history) for history in histories]
-    found = decoder._search(prompts, wanted, width, width, convention, None)
+    read = decoder._read([decoder.renderer.prompt_ids(history) for history in histories])
+    found = decoder._search(read, wanted, width, width, convention, None)
     names = {node: ids[item] for node, item in enumerate(decoder.index.trie_of_tokens.node_item) if item >= 0}
     for ours, theirs in zip(found, generated(decoder, histories, width, convention), strict=True):
         ours, theirs = {names[node]: score for node, score in ours}, dict(theirs)
