@@ -50,9 +50,10 @@ WAYS: dict[str, tuple[str, Any]] = {
 }
 # Next items that are learned in a step, on average, whatever the way.
 TARGETS = 64
-# Users whose histories are learned for the comparison of losses, and how many times: about 330 steps.
+# Users whose histories are learned for the comparison of losses, and how many times: until little is left to learn.
 USERS = {"beauty": 300, "movielens-100k": 6}
-PASSES = {"beauty": 10, "movielens-100k": 40}
+PASSES = {"beauty": 40, "movielens-100k": 40}
+PARTS = ("speed", "same")
 CODES = IndexSettings(levels=2, codebook_size=128)
 
 
@@ -237,6 +238,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=SECONDS, help=f"for each way (default {SECONDS})")
     parser.add_argument("--layers", type=int, default=LAYERS, help=f"of the model (default {LAYERS}, all)")
     parser.add_argument("--passes", type=int, help=f"of the comparison of losses (default {PASSES})")
+    parser.add_argument("--part", choices=PARTS, help="speed of all ways, or the losses, alone")
     parser.add_argument("--data", choices=("movielens-100k", "beauty"), help="one of the two alone")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR")
@@ -250,15 +252,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
             say(f"== {case.name}")
             path, head = begin_result(
                 options.results,
-                f"speed-{case.name}",
+                f"{options.part or 'speed'}-{case.name}",
                 "benchmarks/training/speed.py",
                 arguments,
                 changed=changed,
                 allow_dirty=options.allow_dirty,
             )
             began = time.perf_counter()
-            speeds = {way: speed(case, way, options.seconds, options.layers) for way in (SFT, *WAYS)}
-            same = same_loss(case, FEW_LAYERS, options.passes or PASSES[case.name])
+            speeds, same = {}, {}
+            if options.part != "same":
+                speeds = {way: speed(case, way, options.seconds, options.layers) for way in (SFT, *WAYS)}
+            if options.part != "speed":
+                same = same_loss(case, FEW_LAYERS, options.passes or PASSES[case.name])
             result = head | {
                 "seed": options.seed,
                 "layers": options.layers,
@@ -267,9 +272,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 "wall_seconds": round(time.perf_counter() - began, 1),
             }
             write_json(path, result)
-            usual = speeds[SFT]["targets_per_s"]
             for way, took in speeds.items():
-                rate = took["targets_per_s"]
+                rate, usual = took["targets_per_s"], speeds[SFT]["targets_per_s"]
                 print(f"{case.name}, {way}: {rate:.1f} next items/s ({rate / usual:.1f}x)")
             for way, after in same.items():
                 learned, valid = after["learned_loss"], after["valid_loss"]
