@@ -10,13 +10,11 @@ import argparse
 import json
 import os
 import resource
-import shlex
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +25,9 @@ import pyarrow.csv as pa_csv
 from genrec.core.errors import GenrecError, RunError
 from genrec.core.files import megabytes, write_json
 from genrec.core.progress import say
-from genrec.runs import versions
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from machine import ROOT, hardware, working_tree
+from machine import ROOT, begin_result
 
 RESULTS = ROOT / "benchmarks" / "data" / "results"
 ROWS, THREADS, MEMORY_GB, CORE = 20_000_000, 2, 3.5, 5
@@ -130,13 +127,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(json.dumps(figures | counts))
         return 0
     try:
-        commit, dirty = working_tree()
-        if dirty:
-            raise RunError("The working tree has changes that are not committed: commit or stash them.")
-        path = RESULTS / f"prepare-{options.rows}-{commit[:8]}.json"
-        if path.exists():
-            raise RunError(f"{path} is there already, and results are added, never edited.")
-        machine, found = hardware(), []
+        script, name = "benchmarks/data/prepare.py", f"prepare-{options.rows}"
+        path, head = begin_result(RESULTS, name, script, arguments, changed=False, allow_dirty=False)
+        found = []
         with tempfile.TemporaryDirectory() as folder:
             for rows in (options.rows // 4, options.rows // 2, options.rows):
                 source = Path(folder) / f"{rows}.csv"
@@ -151,14 +144,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         one, two = (entry["parts"] for entry in found[:2])
         if one != two:
             raise RunError(f"The two ways do not keep the same interactions: {one} and {two}.")
-        result = {
-            "command": shlex.join(["python", "benchmarks/data/prepare.py", *arguments]),
-            "commit": commit,
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        result = head | {
             "seed": options.seed,
             "settings": {"threads": THREADS, "memory_gb": MEMORY_GB, "core": CORE},
-            "hardware": machine,
-            "versions": versions(),
             "measured": found,
         }
         write_json(path, result)

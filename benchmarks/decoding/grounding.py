@@ -9,13 +9,11 @@ the mean distance of a title to the nearest other one. So they are clustered as 
 
 import argparse
 import json
-import shlex
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +25,7 @@ from genrec.core.progress import say
 from genrec.data_prep import ItemCatalog
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from machine import ROOT, datasets, hardware, working_tree
+from machine import ROOT, begin_result, datasets
 
 RESULTS = ROOT / "benchmarks" / "decoding" / "results"
 SIZE, QUERIES, K = 1_000_000, 1_000, 100
@@ -178,7 +176,6 @@ def peak_mb() -> float:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Takes the measurements, adds a result file and returns the exit status."""
-    from genrec.runs import versions
 
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = argparse.ArgumentParser(
@@ -199,14 +196,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             np.save(options.folder / f"{options.part}.npy", found)
             print(json.dumps(figures | {"peak_mb": peak_mb()}))
             return 0
-        commit, dirty = working_tree()
-        if dirty and not options.allow_dirty:
-            raise RunError("The working tree has changes that are not committed: commit or stash them.")
-        changed = "-changed" if options.size != SIZE else ""
-        path = options.results / f"grounding-{commit[:8]}{changed}{'-dirty' if dirty else ''}.json"
-        if path.exists():
-            raise RunError(f"{path} is there already, and results are added, never edited.")
-        machine, began, rows = hardware(), time.perf_counter(), {}
+        changed, script = options.size != SIZE, "benchmarks/decoding/grounding.py"
+        path, head = begin_result(
+            options.results, "grounding", script, arguments, changed=changed, allow_dirty=options.allow_dirty
+        )
+        began, rows = time.perf_counter(), {}
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             data = make_data(options.size, options.seed, folder)
@@ -220,15 +214,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for search, widths in WIDTHS.items():
             for width, lists in zip(widths, found[search], strict=True):
                 rows[search][f"recall_of_exact_{width}"] = recall(lists, found["exact"][0])
-        result = {
-            "name": "grounding",
+        result = head | {
             "seed": options.seed,
-            "commit": commit,
-            "dirty": dirty,
-            "command": shlex.join(["python", "benchmarks/decoding/grounding.py", *arguments]),
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "hardware": machine,
-            "versions": versions(),
             "data": data | {"vectors": options.size, "queries": QUERIES, "k": K},
             "parts": rows,
             "wall_seconds": round(time.perf_counter() - began, 1),

@@ -2,14 +2,12 @@
 
 import argparse
 import os
-import shlex
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +15,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from genrec.core.errors import GenrecError, RunError
+from genrec.core.errors import GenrecError
 from genrec.core.files import megabytes, write_json
 from genrec.core.progress import say
 from genrec.data_prep import InteractionLog, ItemCatalog, leave_one_out, load_dataset
 from genrec.indexing import IndexSettings, ItemIndex, build_index
 from genrec.models.backbone import load_tokenizer
 from genrec.models.vocabulary import add_identifier_tokens
-from genrec.runs import versions
 from genrec.tasks import TaskSettings, build_dataset, make_renderer, tokenise
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from machine import ROOT, datasets, hardware, working_tree
+from machine import ROOT, begin_result, datasets
 
 RESULTS = ROOT / "benchmarks" / "tasks" / "results"
 BACKBONE = "smollm2-135m-instruct"
@@ -195,25 +192,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--allow-dirty", action="store_true", help="measure uncommitted changes")
     options = parser.parse_args(arguments)
     try:
-        commit, dirty = working_tree()
-        if dirty and not options.allow_dirty:
-            raise RunError("The working tree has changes that are not committed: commit or stash them.")
-        changed = "-changed" if options.rows != ROWS else ""
-        path = options.results / f"render-{commit[:8]}{changed}{'-dirty' if dirty else ''}.json"
-        if path.exists():
-            raise RunError(f"{path} is there already, and results are added, never edited.")
-        machine, began = hardware(), time.perf_counter()
+        changed, script = options.rows != ROWS, "benchmarks/tasks/render.py"
+        path, head = begin_result(
+            options.results, "render", script, arguments, changed=changed, allow_dirty=options.allow_dirty
+        )
+        began = time.perf_counter()
         figures = speed(options.rows, options.seed)
         say(f"{figures['rows']:,} rows in {figures['seconds']:.0f} s, {figures['cpu_s']:.0f} s of processor")
-        result = {
-            "name": "render",
+        result = head | {
             "seed": options.seed,
-            "commit": commit,
-            "dirty": dirty,
-            "command": shlex.join(["python", "benchmarks/tasks/render.py", *arguments]),
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "hardware": machine,
-            "versions": versions(),
             "speed": figures,
             "forms": {name: forms(log, items, options.seed) for name, log, items in datasets()},
             "wall_seconds": round(time.perf_counter() - began, 1),
