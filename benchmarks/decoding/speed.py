@@ -138,7 +138,7 @@ def figure(seed: int, rounds: int, dtype: Any) -> dict[str, Any]:
     prompts = torch.tensor([decoder.renderer.prompt_ids(history) for history in histories])
     decoder.rank(histories[:2], 1)
     body, lm = decoder.model.backbone.base_model, decoder.model.backbone
-    found: dict[str, Any] = {"prompt_tokens": prompts.shape[1], "dtype": str(lm.dtype)}
+    found: dict[str, Any] = {"prompt_tokens": prompts.shape[1], "dtype": decoder.model.about["dtype"]}
     ours: dict[str, list[dict[str, float]]] = {}
     found["forward_s"] = seconds(lambda: body(input_ids=prompts, use_cache=False), rounds)[0]
     found["forward_with_logits_s"] = seconds(lambda: lm(input_ids=prompts, use_cache=False), rounds)[0]
