@@ -598,6 +598,7 @@ def _made_with(report: Mapping[str, Any]) -> str:
         "Protocol": {k: v for k, v in protocol.items() if k != "data_hash"},
         "Data": report.get("data"),
         "Beam search": {"beside exact search": beam_line(report)} if report.get("beam_search") else None,
+        "Grounding": report.get("grounding"),
         "Index": report.get("index"),
         "Training": report.get("training"),
         "Versions": report.get("versions"),

@@ -118,6 +118,7 @@ def test_a_run_says_what_its_beams_miss(fused, grounded):
     for text in (comparison_table(report), (fused / "report.html").read_text()):
         assert "are missed: 0.0% by 20 beams, 0.0% by 50 beams, 0.0% by 100 beams" in text
     assert "beam_search" not in json.loads((grounded / "metrics.json").read_text())
+    assert "Grounding" in (grounded / "report.html").read_text()
 
 
 def test_items_with_a_title_only_are_found_by_it(fused):
