@@ -511,17 +511,23 @@ class RecommenderModel(nn.Module):
         first, last = self.first_id, self.first_id + len(self.token_level) - 1
         device = self.token_level.device
         parents, tokens = torch.tensor([[0, 1]], device=device), torch.tensor([[first, last]], device=device)
-        states = []
-        for share in (True, False):
-            try:
-                _, prefixes = self.read([[last, first, first, last], [first, last]])
-                for step in (parents * 0, 1 - parents):
-                    found, prefixes = self.go_on(prefixes, step.expand(2, -1), tokens.expand(2, -1), share)
-            except Exception:  # whatever a model raises that was not written for it
-                if not share:
-                    raise
-                return False
-            states.append(found.float())
+        states, training = [], self.training
+        self.eval()  # dropout would tell any two passes apart
+        try:
+            for share in (True, False):
+                try:
+                    _, prefixes = self.read([[last, first, first, last], [first, last]])
+                    for step in (parents * 0, 1 - parents):
+                        found, prefixes = self.go_on(
+                            prefixes, step.expand(2, -1), tokens.expand(2, -1), share
+                        )
+                except Exception:  # whatever a model raises that was not written for it
+                    if not share:
+                        raise
+                    return False
+                states.append(found.float())
+        finally:
+            self.train(training)
         tolerance = 1e-3 if self.backbone.dtype == torch.float32 else 0.05
         return bool((states[0] - states[1]).abs().max() <= tolerance * states[1].abs().max())
 
