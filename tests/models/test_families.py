@@ -34,6 +34,8 @@ FAMILIES = {
     "mistral": ("MistralConfig", SLIDING),
     "gemma2": ("Gemma2Config", SLIDING | {"final_logit_softcapping": 0.5, "query_pre_attn_scalar": 8}),
     "gemma3": ("Gemma3TextConfig", SLIDING | {"query_pre_attn_scalar": 8}),
+    "mistral, wide window": ("MistralConfig", SIZE | {"sliding_window": 64}),
+    "gemma3, wide window": ("Gemma3TextConfig", SIZE | {"sliding_window": 64, "query_pre_attn_scalar": 8}),
     "phi": ("PhiConfig", SIZE | {"num_key_value_heads": 4}),  # whose output layer has a bias
     "granite": ("GraniteConfig", SIZE | {"logits_scaling": 8.0, "embedding_multiplier": 3.0}),
     "cohere": ("CohereConfig", SIZE | {"logit_scale": 0.0625}),
@@ -65,7 +67,7 @@ def folder(request, tmp_path_factory):
         # Biases start as nothing, where a mistake would not be seen, and weights so small that no cap is reached.
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
-    path = tmp_path_factory.mktemp(request.param)
+    path = tmp_path_factory.mktemp(request.param.replace(", ", "_").replace(" ", "_"))
     model.save_pretrained(path)
     tokenizer.save_pretrained(path)
     return str(path)
@@ -119,6 +121,23 @@ def test_it_ranks_as_its_own_plain_logits_do(over, folder):
         )
         assert dict(ranking) == pytest.approx(expected, abs=1e-4)
         assert len(ranking) == 11
+
+
+def test_beams_share_rows_where_a_model_lets_them(folder):
+    """All decoders but those whose window the prompts outgrow; that the ranking is right either way is tested above."""
+    decoder = decoder_for(folder)
+    decoder.rank(HISTORIES, 3)  # tries once
+    rows = []
+    body = decoder.model.backbone.get_decoder() if decoder.model.is_encoder_decoder else None
+    body = body or decoder.model.backbone.base_model
+    body.register_forward_pre_hook(
+        lambda _, __, given: rows.append(len(given["input_ids"])), with_kwargs=True
+    )
+    decoder.rank(HISTORIES, 3)
+    shares = max(rows) == len(HISTORIES)
+    config = decoder.model.backbone.config
+    narrow = getattr(config, "sliding_window", None) == SLIDING["sliding_window"]
+    assert shares == (not decoder.model.is_encoder_decoder and not narrow)
 
 
 @pytest.mark.parametrize("over", ["level", "vocabulary"])
