@@ -31,6 +31,7 @@ from peft.mapping import (
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_adapters_to_merge
 from peft.utils import (
     TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
+    PeftType,
     get_quantization_kwargs,
     resolve_quantization_backend,
 )
@@ -39,7 +40,9 @@ from transformers.pytorch_utils import Conv1D
 
 from genrec.core.errors import ModelError
 
-METHOD, PREFIX = "RECLORA", "reclora_"
+# peft's register_peft_method takes members of its own enumeration only, for which a string stands everywhere else.
+METHOD = cast(PeftType, "RECLORA")
+PREFIX = "reclora_"
 
 
 @dataclass
@@ -253,7 +256,7 @@ class RecLoraLinear(nn.Module, BaseTunerLayer):
         self.quantization_backend = resolve_quantization_backend(self.get_base_layer(), **kwargs)
         base = self.get_base_layer()
         if isinstance(base, Conv1D):
-            self.in_features, self.out_features = base.weight.shape
+            self.in_features, self.out_features = (int(size) for size in base.weight.shape)
         else:
             self.in_features, self.out_features = cast(int, base.in_features), cast(int, base.out_features)
         self.reclora_A, self.reclora_B = nn.ModuleDict(), nn.ModuleDict()
@@ -271,10 +274,10 @@ class RecLoraLinear(nn.Module, BaseTunerLayer):
         dropout = nn.Dropout(config.lora_dropout) if config.lora_dropout else nn.Identity()
         self.reclora_dropout[adapter_name] = dropout
         # In this order, so that one expert starts as a LoRA of peft does from the same seed.
-        self.reclora_A[adapter_name] = nn.Linear(self.in_features, ranks, bias=False)
-        self.reclora_B[adapter_name] = nn.Linear(ranks, self.out_features, bias=False)
-        nn.init.kaiming_uniform_(self.reclora_A[adapter_name].weight, a=math.sqrt(5))
-        nn.init.zeros_(self.reclora_B[adapter_name].weight)
+        down = self.reclora_A[adapter_name] = nn.Linear(self.in_features, ranks, bias=False)
+        up = self.reclora_B[adapter_name] = nn.Linear(ranks, self.out_features, bias=False)
+        nn.init.kaiming_uniform_(down.weight, a=math.sqrt(5))
+        nn.init.zeros_(up.weight)
         if config.experts > 1 and adapter_name not in self.channel.gates:
             # The first layer carries the gate that all share, so that it is saved, moved and frozen once.
             gate = self.reclora_gate[adapter_name] = RecLoraGate(config)
@@ -282,6 +285,9 @@ class RecLoraLinear(nn.Module, BaseTunerLayer):
                 self.channel.gates[adapter_name] = gate
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    def _pair(self, adapter_name: str) -> tuple[nn.Linear, nn.Linear]:
+        return cast(nn.Linear, self.reclora_A[adapter_name]), cast(nn.Linear, self.reclora_B[adapter_name])
 
     def gate_of(self, adapter_name: str) -> RecLoraGate | None:
         """Returns the gate that weighs an adapter's experts in this layer; None is one expert."""
@@ -305,7 +311,7 @@ class RecLoraLinear(nn.Module, BaseTunerLayer):
 
     def _update(self, adapter_name: str, x: torch.Tensor) -> torch.Tensor:
         config = self.configs[adapter_name]
-        down, up = self.reclora_A[adapter_name], self.reclora_B[adapter_name]
+        down, up = self._pair(adapter_name)
         x = self.reclora_dropout[adapter_name](self._cast_input_dtype(x, down.weight.dtype))
         weights = self._weights(adapter_name)
         if weights is None:
@@ -358,8 +364,9 @@ class RecLoraLinear(nn.Module, BaseTunerLayer):
         """
         config = self.configs[adapter_name]
         shape = (config.experts, config.expert_rank)
-        down = self.reclora_A[adapter_name].weight.float().view(*shape, self.in_features)
-        up = self.reclora_B[adapter_name].weight.float().view(self.out_features, *shape)
+        down_layer, up_layer = self._pair(adapter_name)
+        down = down_layer.weight.float().view(*shape, self.in_features)
+        up = up_layer.weight.float().view(self.out_features, *shape)
         weights = down.new_ones(1) if weights is None else weights.float().to(down.device)
         if config.mixing == "outputs":
             delta = torch.einsum("n,onr,nri->oi", weights, up, down)
@@ -411,7 +418,7 @@ class RecLoraModel(BaseTuner):
 
     prefix = PREFIX
     tuner_layer_cls = RecLoraLinear
-    target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+    target_module_mapping = cast(dict[str, list[str]], TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING)
     uses_shared_state = True
 
     def _pre_injection_hook(self, model: nn.Module, *_: Any) -> None:
@@ -427,7 +434,7 @@ class RecLoraModel(BaseTuner):
         target_name: str,
         parent: nn.Module,
         current_key: str,
-        **_: Any,
+        parameter_name: str | None = None,  # noqa: ARG002
     ) -> None:
         config = cast(RecLoraConfig, peft_config)
         if ".experts." in f".{current_key}.":
@@ -524,13 +531,13 @@ class RecLoraModel(BaseTuner):
             return copied.merge_and_unload(adapter_names=adapter_names)
 
     def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> Any:
-        model = super()._unload_and_optionally_merge(*args, **kwargs)
+        super()._unload_and_optionally_merge(*args, **kwargs)
         self._door.remove()
-        for module in model.modules():
+        for module in self.model.modules():
             checkpoint = module.__dict__.get("_gradient_checkpointing_func")
             if isinstance(checkpoint, _Recomputed):
                 module._gradient_checkpointing_func = checkpoint.checkpoint
-        return model
+        return self.model
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
@@ -547,7 +554,6 @@ def _without_users(
     return args, {key: value for key, value in kwargs.items() if key != "user_vectors"}
 
 
-# peft's register_peft_method takes members of its own enumeration only, which a string stands for everywhere else.
 PEFT_TYPE_TO_CONFIG_MAPPING[METHOD] = RecLoraConfig
 PEFT_TYPE_TO_TUNER_MAPPING[METHOD] = RecLoraModel
 PEFT_TYPE_TO_PREFIX_MAPPING[METHOD] = PREFIX
