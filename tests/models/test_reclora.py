@@ -16,7 +16,10 @@ from genrec.core.errors import ModelError
 from genrec.models.backbone import load_backbone
 from genrec.models.reclora import RecLoraConfig, RecLoraLinear
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
+pytestmark = [
+    pytest.mark.model,  # many models, each made and some trained a little
+    pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning"),
+]
 
 SIZE = 6
 IDS = torch.tensor([[1, 5, 9, 2, 7], [3, 3, 8, 4, 6], [9, 1, 1, 2, 5]])
