@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from transformers.modeling_outputs import BaseModelOutput
 
@@ -22,7 +21,7 @@ from genrec.decoding.beam import Ranking
 from genrec.decoding.settings import GroundingSettings
 from genrec.decoding.titles import Queries, TitleEncoder, TitleVectors, clean
 from genrec.indexing.encoders import encoder_identity
-from genrec.models.recommender_model import RecommenderModel
+from genrec.models.recommender_model import RecommenderModel, padded
 from genrec.tasks import Renderer, TitlePrompts
 
 # The paper's, both from its code: popularity in whole steps, collaborative scores in hundredths below 1 too.
@@ -151,17 +150,6 @@ class Grounder:
         self._order = np.argsort(rows, kind="stable")
         self._start = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=len(self.vectors)))])
 
-    def rank_all(
-        self,
-        histories: Sequence[Sequence[ItemId]],
-        k: int,
-        exclude: Sequence[Collection[ItemId]] | None = None,
-        batch_size: int = 32,
-        label: str = "writing",
-    ) -> list[Ranking]:
-        """Returns ``match`` of what ``write`` writes."""
-        return self.match(histories, self.write(histories, batch_size, label), k, exclude)
-
     def write(
         self, histories: Sequence[Sequence[ItemId]], batch_size: int = 32, label: str = "writing"
     ) -> list[Written]:
@@ -190,9 +178,7 @@ class Grounder:
         model, s = self.model, self.settings
         backbone, tokenizer = model.backbone, model.tokenizer
         words = self._words(prompts)
-        ids, mask = _padded(
-            prompts, "right" if model.is_encoder_decoder else "left", model.token_level.device
-        )
+        ids, mask = padded(prompts, "right" if model.is_encoder_decoder else "left", model.token_level.device)
         inputs: dict[str, Any] = {"attention_mask": mask}
         if model.is_encoder_decoder:
             inputs["encoder_outputs"] = BaseModelOutput(model._encode(ids, mask, words))
@@ -448,10 +434,10 @@ def model_encoder(model: RecommenderModel, renderer: Renderer, tuned: bool, pool
             for chosen in progress(steps, -(-len(rows) // size), "vectors") if many else steps:
                 part = [rows[row] for row in chosen]
                 if model.is_encoder_decoder:
-                    ids, mask = _padded(part, "right", device)
+                    ids, mask = padded(part, "right", device)
                     states = model._encode(ids, mask, _whole_words(model, renderer, part))
                 else:
-                    ids, mask = _padded(part, "left", device)
+                    ids, mask = padded(part, "left", device)
                     output = model.backbone.base_model(
                         input_ids=ids,
                         attention_mask=mask,
@@ -477,22 +463,12 @@ def _numpy(value: torch.Tensor) -> np.ndarray:
     return value.detach().float().cpu().numpy()
 
 
-def _padded(
-    rows: Sequence[Sequence[int]], side: str, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
-    def padded(values: Sequence[Sequence[int]]) -> torch.Tensor:
-        found = [torch.tensor(value, dtype=torch.long) for value in values]
-        return nn.utils.rnn.pad_sequence(found, batch_first=True, padding_side=side).to(device)
-
-    return padded(rows), padded([[1] * len(row) for row in rows])
-
-
 def _whole_words(
     model: RecommenderModel, renderer: Renderer, rows: Sequence[Sequence[int]]
 ) -> torch.Tensor | None:
     if model.whole_words is None:
         return None
-    return _padded([renderer.whole_word_ids(row) for row in rows], "right", model.token_level.device)[0]
+    return padded([renderer.whole_word_ids(row) for row in rows], "right", model.token_level.device)[0]
 
 
 class _NoIdentifiers(LogitsProcessor):

@@ -374,14 +374,12 @@ class RecommenderModel(nn.Module):
         # padding in it otherwise, and nothing of a short prompt beside a long one.
         side = "right" if self.is_encoder_decoder else "left"
 
-        def padded(rows: Sequence[Sequence[int]]) -> torch.Tensor:
-            found = [torch.tensor(row, dtype=torch.long) for row in rows]
-            return nn.utils.rnn.pad_sequence(found, batch_first=True, padding_side=side).to(device)
-
-        ids, mask = padded(prompts), padded([[1] * len(prompt) for prompt in prompts])
+        ids, mask = padded(prompts, side, device)
         lengths = mask.sum(1)
         if self.is_encoder_decoder:
-            encoded = self._encode(ids, mask, None if whole_words is None else padded(whole_words))
+            encoded = self._encode(
+                ids, mask, None if whole_words is None else padded(whole_words, side, device)[0]
+            )
             start = torch.full((len(ids), 1), cast(int, self.decoder_start), device=device)
             states, cache = self._decode(start, encoded, mask, keep=keep)
             return states, Prefixes(cache, mask, lengths, encoded=encoded)
@@ -394,10 +392,9 @@ class RecommenderModel(nn.Module):
             self.backbone.base_model(input_ids=first, past_key_values=cache, use_cache=True)
             assert cache is not None
             cache.batch_repeat_interleave(len(ids))
-            rest = padded([prompt[shared:] for prompt in prompts])
-            mask = padded([[1] * (len(prompt) - shared) for prompt in prompts])
+            ids, mask = padded([prompt[shared:] for prompt in prompts], side, device)
             positions = (shared + mask.cumsum(1) - 1).clamp(min=0)
-            mask, ids = nn.functional.pad(mask, (shared, 0), value=1), rest
+            mask = nn.functional.pad(mask, (shared, 0), value=1)
         output = self.backbone.base_model(
             input_ids=ids,
             attention_mask=mask,
@@ -875,6 +872,18 @@ def _dequantise(backbone: PreTrainedModel) -> None:
     quantiser: Any = backbone.hf_quantizer
     quantiser.remove_quantization_config(backbone)
     del backbone.is_loaded_in_4bit
+
+
+def padded(
+    rows: Sequence[Sequence[int]], side: str, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns ``(rows, longest)`` of rows of any lengths, padded with 0 on a side, and the mask of what is not padding."""
+
+    def of(values: Sequence[Sequence[int]]) -> torch.Tensor:
+        found = [torch.tensor(value, dtype=torch.long) for value in values]
+        return nn.utils.rnn.pad_sequence(found, batch_first=True, padding_side=side).to(device)
+
+    return of(rows), of([[1] * len(row) for row in rows])
 
 
 def _common_beginning(prompts: Sequence[Sequence[int]]) -> int:

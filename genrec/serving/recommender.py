@@ -380,11 +380,12 @@ class Recommender:
         ((history,), k, (left_out,), beams) = self._asked(
             [history], None, k, exclude_history, exclude, beams, unknown
         )
-        if allow is not None:
-            left_out = left_out | (self._decoder.index.codes.keys() - set(_item_ids(allow, "allow")))
+        only = None if allow is None else set(_item_ids(allow, "allow"))
         self._check_identifiers()
         levels: list[BeamLevel] = []
-        (ranking,) = self._decoder.rank([history], k, [left_out], beams, trace=levels)
+        (ranking,) = self._decoder.rank([history], k, [left_out], beams, allow=[only], trace=levels)
+        if only is not None:
+            left_out = left_out | (self._decoder.index.codes.keys() - only)
         tree = beam_tree(levels, self._decoder.index, self.items, ranking, left_out)
         titles = [(item, self.items.title(item)) for item in history]
         return Explanation(titles, self._recommendations(ranking), tree)

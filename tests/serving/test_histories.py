@@ -247,3 +247,14 @@ def test_the_command_exports(recommender, run, tmp_path, capsys):
     assert "Did you mean 'vllm'?" in capsys.readouterr().err
     assert main(["export", str(tmp_path), str(tmp_path / "other")]) == 1
     assert "has no trained model" in capsys.readouterr().err
+
+
+def test_an_allow_list_of_unknown_items_is_told_by_recommend_and_explain_alike(recommender):
+    for ask in (
+        lambda **o: recommender.recommend([["i1"]], **o),
+        lambda **o: recommender.explain(["i1"], **o),
+    ):
+        with pytest.raises(UnknownItemError, match="nope"):
+            ask(allow=["i2", "nope"])
+    why = recommender.explain(["i1"], k=3, allow=["i2", "i3"])
+    assert {item.item_id for item in why.recommendations} == {"i2", "i3"}
