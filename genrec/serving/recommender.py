@@ -430,6 +430,11 @@ class Recommender:
         titles = [(item, self.items.title(item)) for item in history]
         return Explanation(titles, self._recommendations(ranking), tree)
 
+    @property
+    def index(self) -> ItemIndex:
+        """The codes of its items."""
+        return self._decoder.index
+
     async def arecommend(
         self, histories: Sequence[Sequence[ItemId]] | None = None, **options: Any
     ) -> list[list[Recommendation]]:
