@@ -444,17 +444,24 @@ def _keys() -> None:
 
 def _add_serving(command: argparse.ArgumentParser) -> None:
     command.add_argument("run", help="folder of a finished run, or a Hub id")
-    command.add_argument("--host", default="127.0.0.1", help="address (default 127.0.0.1: this machine alone)")
+    command.add_argument(
+        "--host", default="127.0.0.1", help="address (default 127.0.0.1: this machine alone)"
+    )
     command.add_argument("--port", type=int, default=8000, help="default 8000; 0 is any free one")
     command.add_argument(
         "--token-env", metavar="NAME", help="environment variable with the bearer token that is asked for"
     )
     command.add_argument(
-        "--models-root", metavar="FOLDER", help="where runs lie that POST /models may switch to (default: none)"
+        "--models-root",
+        metavar="FOLDER",
+        help="where runs lie that POST /models may switch to (default: none)",
     )
     command.add_argument("--max-batch", type=int, default=16, help="requests answered together (default 16)")
     command.add_argument(
-        "--max-wait-ms", type=float, default=5.0, help="the first of them waits so long for others (default 5)"
+        "--max-wait-ms",
+        type=float,
+        default=5.0,
+        help="the first of them waits so long for others (default 5)",
     )
     command.add_argument(
         "--max-queue", type=int, default=256, help="requests that may wait; more get 503 (default 256)"
@@ -479,7 +486,9 @@ def _serve(options: argparse.Namespace) -> None:
     if options.token_env:
         token = os.environ.get(options.token_env)
         if not token:
-            raise RunError(f"--token-env {options.token_env}: the environment has no such variable, or it is empty.")
+            raise RunError(
+                f"--token-env {options.token_env}: the environment has no such variable, or it is empty."
+            )
     given = {key: value for key, value in vars(options).items() if key not in ("command", "run", "token_env")}
     root = Path(given.pop("models_root")) if options.models_root else given.pop("models_root")
     serve(options.run, ServerSettings(**given, token=token, models_root=root))

@@ -288,11 +288,12 @@ class ConstrainedDecoder:
         paths = {row: _path(trie, int(trie.leaf_of_item[row])) for each in asked for row in set(each)}
         states, prefixes = self._read([self.renderer.prompt_ids(history) for history in histories])
         found = []
-        for number, each in enumerate(asked):
+        for number, wished in enumerate(asked):
             own, one = wanted.rows([number]), torch.tensor([number], device=self.device)
             # In the order of the codes, so that what shares a prefix is read together.
             open_rows = sorted(
-                {row for row in each if wanted.lets(number, row)}, key=lambda row: int(trie.leaf_of_item[row])
+                {row for row in wished if wanted.lets(number, row)},
+                key=lambda row: int(trie.leaf_of_item[row]),
             )
             known: dict[int, float] = {}
             for start in range(0, len(open_rows), AT_ONCE):
@@ -301,7 +302,7 @@ class ConstrainedDecoder:
                     states[one], prefixes.select(one), [paths[row] for row in rows], own, scores
                 )
                 known.update(zip(rows, values, strict=True))
-            found.append([known.get(row, NEVER) for row in each])
+            found.append([known.get(row, NEVER) for row in wished])
         return found
 
     @torch.inference_mode()

@@ -7,7 +7,7 @@ import math
 import operator
 import shutil
 import tempfile
-from collections.abc import Collection, Iterable, Mapping, Sequence, Set
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -19,7 +19,15 @@ import numpy as np
 import pyarrow.parquet as pa_parquet
 
 from genrec._version import __version__
-from genrec.core.errors import DataError, GenrecError, IndexingError, RunError, UnknownItemError, nearest, require
+from genrec.core.errors import (
+    DataError,
+    GenrecError,
+    IndexingError,
+    RunError,
+    UnknownItemError,
+    nearest,
+    require,
+)
 from genrec.core.files import megabytes, read_json
 from genrec.core.progress import say
 from genrec.data_prep import ItemCatalog, ItemId, UserId, check_manifest
@@ -188,7 +196,9 @@ class Recommender:
         if not run.is_dir():
             run = _download(str(path_or_hub_id))
         if (run / MODEL).is_dir() and not check_seal(run):
-            say(f"  {run} is of before runs had {SEAL}: whether its files are as they were written is not known")
+            say(
+                f"  {run} is of before runs had {SEAL}: whether its files are as they were written is not known"
+            )
         model, renderer, _, items = load_trained(run, dtype)
         from genrec.decoding.beam import ConstrainedDecoder
 
@@ -340,7 +350,7 @@ class Recommender:
                 )
             read.append(_item_ids(history, f"History {number}"))
         index, most = self._decoder.index, self._decoder.renderer.max_history
-        known: Collection[ItemId] = self.items if titles else index.codes
+        known: Container[ItemId] = self.items if titles else index.codes
         skipped: list[ItemId] = []
         found = []
         for history in read:
@@ -451,9 +461,7 @@ class Recommender:
         return await asyncio.get_running_loop().run_in_executor(_ONE_AT_A_TIME, work)
 
     @overload
-    def score(  # type: ignore[overload-overlap]  # a text is a sequence of texts
-        self, histories: list[ItemId], items: Sequence[ItemId], **options: Any
-    ) -> list[float]: ...
+    def score(self, histories: list[ItemId], items: Sequence[ItemId], **options: Any) -> list[float]: ...
 
     @overload
     def score(
@@ -545,7 +553,9 @@ class Recommender:
                 )
             else:
                 # Distances to all items, of which those asked for are named.
-                only = [set(items) if ready.only is None else ready.only & set(items) for _, ready, items in group]
+                only = [
+                    set(items) if ready.only is None else ready.only & set(items) for _, ready, items in group
+                ]
                 left_out = [ready.left_out for _, ready, _ in group]
                 rankings = self._ranker(method).rank_all(
                     histories, len(self.items), left_out, label="", method=method, allow=only

@@ -6,7 +6,6 @@ import asyncio
 import dataclasses
 import functools
 import hmac
-import json
 import math
 import signal
 import time
@@ -108,9 +107,7 @@ class AskBody(_Sent):
     exclude_history: bool = Field(True, description="Leave out items of the history.")
     exclude: Ids = Field([], description="Items that must not come.")
     allow: Ids | None = Field(None, description="The only items that may come; null allows all.")
-    method: Method | None = Field(
-        None, description="How items are found; null: as the run was evaluated."
-    )
+    method: Method | None = Field(None, description="How items are found; null: as the run was evaluated.")
     unknown: Unknown = Field(
         "error",
         description="An item of the history that is unknown: error, skip it (left_out then names it), or take it for a title.",
@@ -558,7 +555,9 @@ class _Guard:
             async with asyncio.timeout(settings.timeout_s):
                 body = await _body(receive, settings.max_body_bytes)
         except TimeoutError as error:
-            raise ApiError(408, "timeout", f"The request took longer than {settings.timeout_s:g} s.") from error
+            raise ApiError(
+                408, "timeout", f"The request took longer than {settings.timeout_s:g} s."
+            ) from error
         finally:
             self._reading -= 1
         left: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
@@ -618,7 +617,9 @@ def create_app(recommender: Recommender, settings: ServerSettings | None = None,
 
     def answered(error: Exception) -> Response:
         if isinstance(error, GenrecError):
-            status, code = next((_CODES[kind] for kind in type(error).__mro__ if kind in _CODES), (500, "failed"))
+            status, code = next(
+                (_CODES[kind] for kind in type(error).__mro__ if kind in _CODES), (500, "failed")
+            )
             return ApiError(status, code, str(error)).response()
         if isinstance(error, RequestValidationError):
             said = "; ".join(
@@ -774,5 +775,7 @@ def serve(run: str | Path, settings: ServerSettings | None = None) -> None:
     try:
         server.run()
     except SystemExit as error:  # uvicorn has said why
-        raise RunError(f"{settings.host}:{settings.port} cannot be listened on. Give another --port.") from error
+        raise RunError(
+            f"{settings.host}:{settings.port} cannot be listened on. Give another --port."
+        ) from error
     say(f"  stopped: {service.taken:,} requests were taken and {service.answered:,} answered")

@@ -383,7 +383,7 @@ def check_seal(folder: str | Path) -> bool:
 
 
 def _hashes(folder: Path, names: Sequence[str]) -> dict[str, str]:
-    found = {}
+    found: dict[str, str] = {}
     for name in names:
         path = folder / name
         if path.is_dir():
