@@ -81,6 +81,8 @@ class ServerSettings:
                 raise DataError(f"{name} must be above 0, got {value!r}.")
         if not self.max_wait_ms >= 0:
             raise DataError(f"max_wait_ms must be 0 or more, got {self.max_wait_ms!r}.")
+        if not 0 <= self.port <= 65535:
+            raise DataError(f"port must be between 0 and 65535, got {self.port}.")
         if self.token is not None and not self.token.strip():
             raise DataError("The token is empty. Give one, or leave it out.")
         if self.models_root is not None and not self.models_root.is_dir():

@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -370,6 +371,7 @@ def test_settings_that_cannot_be_are_refused(tmp_path):
         ({"max_batch": 0}, "max_batch must be above 0"),
         ({"max_wait_ms": -1.0}, "0 or more"),
         ({"token": " "}, "token is empty"),
+        ({"port": 70_000}, "between 0 and 65535"),
         ({"models_root": tmp_path / "none"}, "folder that runs lie in"),
     ):
         with pytest.raises(DataError, match=said):
@@ -453,6 +455,10 @@ def test_the_command_says_what_is_missing(root, capsys):
     assert "NO_SUCH_VARIABLE" in capsys.readouterr().err
     assert main(["serve", str(root / "one"), "--max-batch", "0"]) == 1
     assert "max_batch must be above 0" in capsys.readouterr().err
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert main(["serve", str(root / "one"), "--port", str(port)]) == 1
+    assert f"127.0.0.1:{port} cannot be listened on" in capsys.readouterr().err
 
 
 def fuzz(app, examples):
@@ -477,7 +483,7 @@ def fuzz(app, examples):
 
 
 def test_no_request_that_the_api_allows_makes_the_server_fail(one, root):
-    fuzz(create_app(one, ServerSettings(models_root=root)), 8)
+    fuzz(create_app(one, ServerSettings(models_root=root)), 3)
 
 
 @pytest.mark.slow
