@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,7 @@ from genrec.tasks import (
     TitlePrompts,
     asks_for_identifiers,
     build_dataset,
+    known_before,
     make_asker,
     read_rows,
     title_template,
@@ -64,6 +65,7 @@ from genrec.training.finetune import (
     MODEL,
     SERVING_FILE,
     TRAINING_FILE,
+    USERS,
     load_trained,
 )
 
@@ -100,7 +102,8 @@ class Pipeline:
             "index": (self._index, [PREPARED_INDEX]),
             "train": (
                 self._train,
-                [MODEL, INDEX, ITEMS, HISTORIES, SERVING_FILE, TRAINING_FILE, CURVES],
+                [MODEL, INDEX, ITEMS, HISTORIES, SERVING_FILE, TRAINING_FILE, CURVES]
+                + [USERS] * self.recipe.train.personal,
             ),
             "baselines": (self._baselines, [BASELINE_RANKINGS]),
             "evaluate": (self._evaluate, [DECODING, RANKINGS, VALUES, METRICS, PAGE, CARD]),
@@ -146,6 +149,11 @@ class Pipeline:
             train = {k: v for k, v in r["train"].items() if k not in ("checkpoint_steps", "report_to")}
             before = [self.inputs("index")]
             before += [self.inputs(kind) for kind in self.recipe.train.teachers]
+            before += [self.inputs(kind) for kind in self._encoder]
+            if not self.recipe.train.personal:
+                del train["reclora"]
+            elif self.recipe.train.reclora.file is not None:
+                train["reclora"]["file"] = hash_file(self.recipe.train.reclora.file)
             tasks = {k: v for k, v in r["tasks"].items() if k != "workers"}
             read = [*tasks["files"], tasks["texts"]["writer"].removeprefix("file:")]
             tasks["files"] = [hash_file(file) for file in read if Path(file).is_file()]
@@ -202,7 +210,8 @@ class Pipeline:
 
     def _needs(self, kind: str) -> bool:
         r = self.recipe
-        return kind in (*r.train.teachers, *r.evaluate.baselines, *self._injected, r.index.teacher)
+        others = (*self._injected, *self._encoder, r.index.teacher)
+        return kind in (*r.train.teachers, *r.evaluate.baselines, *others)
 
     @property
     def _probabilities(self) -> bool:
@@ -215,6 +224,32 @@ class Pipeline:
         d = self.recipe.decoding
         used = d.method != "constrained" and d.grounding.inject == "collaborative"
         return [d.grounding.collaborative] if used else []
+
+    @property
+    def _encoder(self) -> list[str]:
+        """Names the sequence recommender whose states are the users' vectors, if there is one."""
+        train = self.recipe.train
+        return [train.reclora.teacher] if train.personal and train.reclora.teacher else []
+
+    def _user_vectors(self) -> Any:
+        """Returns what personal adapters are made from, None where adapters are the same for everyone."""
+        train = self.recipe.train
+        if not train.personal:
+            return None
+        from genrec.models.users import UserVectors
+
+        r = train.reclora
+        if r.file is not None:
+            return UserVectors.of_file(r.file, self.split)
+        levels = r.code_levels if r.vectors == "codes" else 0
+        return UserVectors.of_model(
+            self._trained(self._encoder[0]),
+            self.items.item_ids,
+            self.split,
+            levels,
+            r.codebook_size,
+            train.seed,
+        )
 
     def _trained(self, kind: str) -> Any:
         from genrec.models.sequence import load_sequence_model
@@ -353,6 +388,13 @@ class Pipeline:
             )
         wait()
         data = read_rows(folder)
+        users, row_vectors = self._user_vectors(), None
+        if users is not None:
+            known = known_before(data["train"]["task"], data["train"]["key"], self.split, r.tasks)
+            user_ids, histories = zip(*known, strict=True)
+            row_vectors = users.of(histories, user_ids)
+            if is_main_process():
+                users.save(self.run.path / USERS)
         finetune(
             r.model.backbone,
             data,
@@ -365,12 +407,13 @@ class Pipeline:
             settings=r.train,
             teachers=[self._trained(kind) for kind in r.train.teachers],
             data_sha256=read_json(self.run.path / REPORT).get("split_sha256"),
-            validate=self._validator() if r.train.validate_steps else None,
+            validate=self._validator(users) if r.train.validate_steps else None,
+            row_vectors=row_vectors,
         )
         if is_main_process():
             say(f"  saved {self.run.path / MODEL} ({megabytes(self.run.path / MODEL):.1f} MB)")
 
-    def _validator(self) -> Callable[[Any, Any], dict[str, float]]:
+    def _validator(self, users: Any) -> Callable[[Any, Any], dict[str, float]]:
         """Returns what ranks a sample of validation rows with a model while it is trained."""
         judge = Judge(self.split, self.items, self.recipe.evaluate, on="valid")
         held_out, settings = judge.held_out, self.recipe.train
@@ -378,6 +421,7 @@ class Pipeline:
         sample = sorted(drawn.tolist())
         left_out = judge.left_out_ids
         k = min(10, len(self.items))
+        vectors = _vectors_of(users, held_out, sample)
 
         def validate(model: Any, renderer: Any) -> dict[str, float]:
             # A tuned model's vectors of titles are others at every step, and are not kept.
@@ -391,6 +435,7 @@ class Pipeline:
                     [left_out[sample[place]] for place in mine] if left_out is not None else None,
                     batch_size=self.recipe.evaluate.batch_size,
                     label="",
+                    users=None if vectors is None else vectors[list(mine)],
                 ),
             )
             if is_main_process():
@@ -428,7 +473,7 @@ class Pipeline:
             grounder = Grounder(model, prompts, self.items, d.grounding, injection, folder=folder)
         return Ranker(d, self.items, constrained, grounder)
 
-    def _choose_gamma(self, grounder: Any) -> dict[str, Any]:
+    def _choose_gamma(self, grounder: Any, users: Any) -> dict[str, Any]:
         """Returns the weight of an injection with the best NDCG@10 on validation, and the value of each."""
         from genrec.decoding.grounding import GAMMAS
 
@@ -442,7 +487,10 @@ class Pipeline:
         drawn = np.random.default_rng(self.recipe.evaluate.seed).permutation(len(held_out))
         mine = sorted(drawn[: settings.gamma_rows].tolist())[rank() :: num_processes()]
         histories = [held_out.histories[row] for row in mine]
-        written = grounder.write(histories, self.recipe.evaluate.batch_size, "writing for validation")
+        vectors = _vectors_of(users, held_out, mine)
+        written = grounder.write(
+            histories, self.recipe.evaluate.batch_size, "writing for validation", vectors
+        )
         exclude = [left_out[row] for row in mine] if left_out is not None else None
         targets, values = [held_out.targets[row] for row in mine], np.zeros(len(gammas))
         if mine:
@@ -465,7 +513,7 @@ class Pipeline:
             "trials": trials,
         }
 
-    def _missed_by_beams(self, decoder: Any) -> dict[str, float]:
+    def _missed_by_beams(self, decoder: Any, users: Any) -> dict[str, float]:
         """Returns how often beam search misses one of the ten best items, on some rows."""
         settings, held_out, left_out = self.recipe.evaluate, self.held_out, self.judge.left_out_ids
         drawn = np.random.default_rng(settings.seed).permutation(len(held_out))[: settings.exact_rows]
@@ -474,6 +522,7 @@ class Pipeline:
             [held_out.histories[row] for row in rows],
             min(10, len(self.items)),
             [left_out[row] for row in rows] if left_out is not None else None,
+            users=_vectors_of(users, held_out, rows),
         )
         for width in (20, 50, 100):
             say(
@@ -536,7 +585,12 @@ class Pipeline:
         r, settings = self.recipe, self.recipe.evaluate
         model, renderer, index, items = load_trained(self.run.path, r.model.dtype)
         model.check_data(read_json(self.run.path / REPORT).get("split_sha256", ""))
-        judge, held_out = self.judge, self.held_out
+        judge, held_out, users = self.judge, self.held_out, None
+        if model.user_size is not None:
+            from genrec.models.users import UserVectors
+
+            users = UserVectors.load(self.run.path / USERS)
+        vectors = _vectors_of(users, held_out, range(len(held_out)))
         ranker = self._ranker(model, renderer)
         grounder, tuning = ranker.grounder, None
         if (
@@ -544,7 +598,7 @@ class Pipeline:
             and r.decoding.grounding.inject != "none"
             and r.decoding.grounding.gamma is None
         ):
-            tuning = self._choose_gamma(grounder)
+            tuning = self._choose_gamma(grounder, users)
             grounder.gamma = tuning["gamma"]
         k = min(judge.k, len(items))
         if k < judge.k:
@@ -555,7 +609,11 @@ class Pipeline:
         if grounder is not None:
             written = divided(
                 len(held_out),
-                lambda mine: grounder.write([held_out.histories[row] for row in mine], settings.batch_size),
+                lambda mine: grounder.write(
+                    [held_out.histories[row] for row in mine],
+                    settings.batch_size,
+                    users=None if vectors is None else vectors[list(mine)],
+                ),
             )
         lists = divided(
             len(held_out),
@@ -566,6 +624,7 @@ class Pipeline:
                 settings.beams,
                 settings.batch_size,
                 written=None if written is None else [written[row] for row in mine],
+                users=None if vectors is None else vectors[list(mine)],
             ),
         )
         seconds = time.perf_counter() - began
@@ -590,7 +649,7 @@ class Pipeline:
         if r.decoding.method != "grounded":
             about["beams"] = max(settings.beams, k)
         if settings.exact_rows and ranker.constrained is not None:
-            about["beam_search"] = self._missed_by_beams(ranker.constrained)
+            about["beam_search"] = self._missed_by_beams(ranker.constrained, users)
         if grounder is not None:
             label += f", {r.decoding.method}"
             about["grounding"] = grounder.figures(held_out.histories, written, lists)
@@ -689,3 +748,11 @@ class Pipeline:
         print(
             f"Run directory: {self.run.path}  (report: {self.run.path / PAGE}, model card: {self.run.path / CARD})"
         )
+
+
+def _vectors_of(users: Any, held_out: HeldOut, rows: Sequence[int]) -> np.ndarray | None:
+    """Returns the vectors of the users of some rows, None where adapters are the same for everyone."""
+    if users is None:
+        return None
+    histories, names = [held_out.histories[row] for row in rows], [held_out.user_ids[row] for row in rows]
+    return users.of(histories, names)

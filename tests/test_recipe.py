@@ -24,7 +24,10 @@ def test_every_shipped_recipe_is_valid_and_opens_with_what_it_is(name):
         ("trian.epochs=2", "Unknown key 'trian'. Did you mean 'train'"),
         ("epochs=2", "Unknown key 'epochs'. Did you mean 'train.epochs'"),
         ("train.lora_r=0", "train.lora_r: Input should be greater than or equal to 1, got 0"),
-        ("train.adapter=lra", "train.adapter: Input should be 'full', 'lora', 'qlora' or 'dora', got 'lra'"),
+        (
+            "train.adapter=lra",
+            "train.adapter: Input should be 'full', 'lora', 'qlora', 'dora', 'reclora' or 'qreclora', got 'lra'",
+        ),
         ("name.x=1", "Unknown key 'name.x'"),
         ("train.epochs", "written key.path=value"),
         ("train.epochs={", "not valid YAML"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class SequenceSettings(BaseModel):
@@ -78,3 +78,59 @@ class GRU4RecSettings(SequenceSettings):
 
     layers: int = Field(1, ge=1, description="Recurrent layers.")
     hidden_size: int = Field(128, ge=1, description="Width of the recurrent state.")
+
+
+class RecLoraSettings(BaseModel):
+    """What RecLoRA has beyond a LoRA (docs/reclora.md)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    vectors: Literal["sasrec", "gru4rec", "codes", "file"] = Field(
+        "sasrec",
+        description="What a user's adapter is made from. sasrec, gru4rec: that recommender's state after the history. codes: "
+        "residual k-means codes of SASRec's state, so that users of one code share an adapter. file: vectors of your own by user. "
+        "A user of whom nothing is known has the mean of the training users'.",
+    )
+    file: str | None = Field(
+        None,
+        description="Parquet file with the columns user_id and vector (lists of one length), made from training interactions alone.",
+    )
+    code_levels: int = Field(2, ge=1, description="vectors=codes: levels of a user's code.")
+    codebook_size: int = Field(16, ge=2, description="vectors=codes: codes of a level.")
+    experts: int = Field(8, ge=1, description="Meta-LoRAs beside each layer; one is a plain LoRA.")
+    temperature: float = Field(1.0, gt=0, description="Divides the gate's scores before their softmax.")
+    routing: Literal["soft", "top_k"] = Field(
+        "soft", description="soft: all experts are weighed. top_k: the top_k of greatest score."
+    )
+    top_k: int = Field(2, ge=1, description="Experts of a user with routing=top_k.")
+    mixing: Literal["weights", "outputs"] = Field(
+        "weights",
+        description="weights: A and B are mixed each, as in the released class. outputs: their products are, as the paper's sum and "
+        "iLoRA do.",
+    )
+    gate: Literal["layer", "shared"] = Field(
+        "layer", description="A gate for each adapted layer, or one for all."
+    )
+    gate_hidden: int = Field(60, ge=0, description="Width of the gate's hidden layer; 0 is one linear layer.")
+    gate_dropout: float = Field(0.1, ge=0, lt=1, description="Dropout behind it.")
+    slices: bool = Field(
+        False, description="Whether one LoRA of rank lora_r is cut among the experts, as in iLoRA."
+    )
+
+    @model_validator(mode="after")
+    def _keys_that_belong_together(self) -> RecLoraSettings:
+        if (self.vectors == "file") != (self.file is not None):
+            raise ValueError(
+                f"train.reclora.vectors={self.vectors} and train.reclora.file={self.file}: give a file exactly with vectors=file"
+            )
+        return self
+
+    @property
+    def teacher(self) -> str | None:
+        """The sequence recommender that the vectors come from; None where they come from a file."""
+        return {"codes": "sasrec", "file": None}.get(self.vectors, self.vectors)
+
+    @property
+    def adapter(self) -> dict[str, object]:
+        """Those that ``RecLoraConfig`` has too."""
+        return self.model_dump(exclude={"vectors", "file", "code_levels", "codebook_size"})

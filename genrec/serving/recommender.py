@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import numpy as np
 import pyarrow.parquet as pa_parquet
@@ -24,19 +24,32 @@ from genrec.decoding.settings import DecodingSettings, Method
 from genrec.evaluation.baselines import sequence_scorer
 from genrec.indexing import Code, ItemIndex
 from genrec.tasks import Template, TitlePrompts
-from genrec.training.finetune import HISTORIES, INDEX, ITEMS, MODEL, SERVING_FILE, load_trained
+from genrec.training.finetune import (
+    HISTORIES,
+    INDEX,
+    ITEMS,
+    MODEL,
+    SERVING_FILE,
+    USERS,
+    load_trained,
+)
 
 if TYPE_CHECKING:
+    import torch
+
     from genrec.decoding.beam import BeamLevel, ConstrainedDecoder
     from genrec.decoding.explain import BeamTree
     from genrec.decoding.export import Engine
     from genrec.decoding.grounding import Grounder
+    from genrec.models.users import UserVectors
 
 DECODING = "decoding"
 Unknown = Literal["error", "skip", "title"]
 
 # What another machine needs to recommend. User histories are not among it: they are nobody else's.
-_SHARED = (MODEL, INDEX, ITEMS, SERVING_FILE, DECODING, "README.md", "recipe.yaml", "metrics.json")
+_SHARED = (MODEL, INDEX, ITEMS, SERVING_FILE, DECODING, USERS, "README.md", "recipe.yaml", "metrics.json")
+# Vectors of single users, which came from a file.
+_OF_USERS = shutil.ignore_patterns("vectors.parquet")
 
 
 @dataclass(frozen=True)
@@ -123,8 +136,14 @@ class Recommender:
         run_dir: The folder it was loaded from.
     """
 
-    def __init__(self, decoder: ConstrainedDecoder, items: ItemCatalog, run_dir: Path) -> None:
-        self._decoder, self.items, self.run_dir = decoder, items, run_dir
+    def __init__(
+        self,
+        decoder: ConstrainedDecoder,
+        items: ItemCatalog,
+        run_dir: Path,
+        users: UserVectors | None = None,
+    ) -> None:
+        self._decoder, self.items, self.run_dir, self._users = decoder, items, run_dir, users
         self._told_of_long_histories = False
         file = run_dir / DECODING / "decoding.json"
         # Runs of before grounding have no such file.
@@ -147,13 +166,18 @@ class Recommender:
         model, renderer, _, items = load_trained(run, dtype)
         from genrec.decoding.beam import ConstrainedDecoder
 
-        return cls(ConstrainedDecoder(model, renderer), items, run)
+        users = None
+        if model.user_size is not None:
+            from genrec.models.users import UserVectors
+
+            users = UserVectors.load(run / USERS)
+        return cls(ConstrainedDecoder(model, renderer), items, run, users)
 
     def recommend(
         self,
         histories: Sequence[Sequence[ItemId]] | None = None,
         *,
-        user_ids: Sequence[UserId] | None = None,
+        user_ids: Sequence[UserId | None] | None = None,
         k: int = 10,
         exclude_history: bool = True,
         exclude: Collection[ItemId] = (),
@@ -172,7 +196,8 @@ class Recommender:
         Args:
             histories: Items each user took, oldest first.
             user_ids: Users of the run instead, with the history that evaluation gave them (everything
-                but the held-out last item).
+                but the held-out last item). Beside histories: whose they are, None for nobody known, which a model asks for
+                whose adapters are made from a file of users' vectors.
             k: Items wanted.
             exclude_history: Whether items of the history are left out.
             exclude: Items that nobody shall get.
@@ -187,15 +212,15 @@ class Recommender:
             UnknownItemError: If an item is not in the catalogue, or with
                 ``unknown="title"`` no item has that title.
             RunError: If the model was not trained to be asked in this way.
-            DataError: If k or beams is below 1, both or neither of histories and user_ids are given, a history is no list of
-                item ids, a user is unknown, or several items have the title.
+            DataError: If k or beams is below 1, neither histories nor user_ids are given or they are not as many, a history is no
+                list of item ids, a user is unknown, or several items have the title.
         """
         method = method or self.method
         if method not in get_args(Method):
             raise DataError(f"method is {', '.join(get_args(Method))}, got {method!r}.")
         if exact and method != "constrained":
             raise DataError(f"exact=True is of the method 'constrained'; this one is {method!r}.")
-        histories, k, left_out, beams = self._asked(
+        histories, users, k, left_out, beams = self._asked(
             histories, user_ids, k, exclude_history, exclude, beams, unknown, titles=not exact
         )
         only = None if allow is None else [set(_item_ids(allow, "allow"))] * len(histories)
@@ -206,9 +231,12 @@ class Recommender:
         ranker = Ranker(self._settings, self.items, constrained, grounder)
         if exact:
             self._check_identifiers()
-            rankings = [each.ranking for each in self._decoder.rank_exact(histories, k, left_out, allow=only)]
+            found = self._decoder.rank_exact(histories, k, left_out, allow=only, users=users)
+            rankings = [each.ranking for each in found]
         else:
-            rankings = ranker.rank_all(histories, k, left_out, beams, label="", method=method, allow=only)
+            rankings = ranker.rank_all(
+                histories, k, left_out, beams, label="", method=method, allow=only, users=users
+            )
         if fewer := sum(len(ranking) < k for ranking in rankings):
             say(f"  {fewer:,} of {len(rankings):,} lists have fewer than {k:,} items: no more are allowed")
         return [self._recommendations(ranking) for ranking in rankings]
@@ -242,26 +270,33 @@ class Recommender:
     def _asked(
         self,
         histories: Sequence[Sequence[ItemId]] | None,
-        user_ids: Sequence[UserId] | None,
+        user_ids: Sequence[UserId | None] | None,
         k: int,
         exclude_history: bool,
         exclude: Collection[ItemId],
         beams: int | None,
         unknown: Unknown,
         titles: bool = False,
-    ) -> tuple[list[list[ItemId]], int, list[set[ItemId]], int | None]:
-        """Returns histories of the index's items, k, what is left out for each, and beams; errors as ``recommend``."""
+    ) -> tuple[list[list[ItemId]], np.ndarray | None, int, list[set[ItemId]], int | None]:
+        """Returns histories of the index's items, vectors of their users, k, what is left out, and beams; errors as ``recommend``."""
         k = min(_at_least_one("k", k), len(self.items))
         beams = None if beams is None else _at_least_one("beams", beams)
         nobody = set(_item_ids(exclude, "exclude"))
-        if (histories is None) == (user_ids is None):
-            raise DataError("Give either histories or user_ids.")
+        if histories is None and user_ids is None:
+            raise DataError("Give histories or user_ids.")
+        if user_ids is not None and (not isinstance(user_ids, Iterable) or isinstance(user_ids, str)):
+            raise DataError(f"user_ids is a list of users, got {user_ids!r}. Write [...].")
         if histories is None:
-            if not isinstance(user_ids, Iterable) or isinstance(user_ids, str):
-                raise DataError(f"user_ids is a list of users, got {user_ids!r}. Write [...].")
-            histories = [self.history(user) for user in user_ids]
+            assert user_ids is not None
+            histories = [self.history(cast(UserId, user)) for user in user_ids]
         found = self.resolve(histories, unknown, titles)
-        return found, k, [nobody | (set(history) if exclude_history else set()) for history in found], beams
+        if user_ids is not None and len(user_ids) != len(found):
+            raise DataError(
+                f"{len(found):,} histories came with {len(user_ids):,} user_ids. Give one for each, None for nobody known."
+            )
+        users = None if self._users is None else self._users.of(found, user_ids)
+        left_out = [nobody | (set(history) if exclude_history else set()) for history in found]
+        return found, users, k, left_out, beams
 
     def _recommendations(self, ranking: Sequence[tuple[ItemId, float]]) -> list[Recommendation]:
         index = self._decoder.index
@@ -358,6 +393,7 @@ class Recommender:
         allow: Collection[ItemId] | None = None,
         beams: int | None = None,
         unknown: Unknown = "error",
+        user_id: UserId | None = None,
     ) -> Explanation:
         """Returns what ``recommend`` gives for one history, and the prefixes of codes that led there.
 
@@ -369,6 +405,7 @@ class Recommender:
             allow: As ``recommend``.
             beams: As ``recommend``.
             unknown: As ``recommend``.
+            user_id: Whose history it is, if known; see ``recommend``.
 
         Raises:
             UnknownItemError: As ``recommend``.
@@ -377,13 +414,15 @@ class Recommender:
         """
         from genrec.decoding.explain import beam_tree
 
-        ((history,), k, (left_out,), beams) = self._asked(
-            [history], None, k, exclude_history, exclude, beams, unknown
+        ((history,), users, k, (left_out,), beams) = self._asked(
+            [history], [user_id], k, exclude_history, exclude, beams, unknown
         )
         only = None if allow is None else set(_item_ids(allow, "allow"))
         self._check_identifiers()
         levels: list[BeamLevel] = []
-        (ranking,) = self._decoder.rank([history], k, [left_out], beams, allow=[only], trace=levels)
+        (ranking,) = self._decoder.rank(
+            [history], k, [left_out], beams, allow=[only], users=users, trace=levels
+        )
         if only is not None:
             left_out = left_out | (self._decoder.index.codes.keys() - only)
         tree = beam_tree(levels, self._decoder.index, self.items, ranking, left_out)
@@ -417,7 +456,7 @@ class Recommender:
         """
         index = self._decoder.index
         if titles_only:
-            return Recommender(self._decoder, self.items.append(items), self.run_dir)
+            return Recommender(self._decoder, self.items.append(items), self.run_dir, self._users)
         longer = index.extend(items)
         unknown = set(longer.tokens[len(index.tokens) :])
         if unknown:
@@ -445,7 +484,9 @@ class Recommender:
         from genrec.decoding.beam import ConstrainedDecoder
 
         renderer = self._decoder.renderer.with_index(index)
-        return Recommender(ConstrainedDecoder(self._decoder.model, renderer), items, self.run_dir)
+        return Recommender(
+            ConstrainedDecoder(self._decoder.model, renderer), items, self.run_dir, self._users
+        )
 
     def check_data(self, folder: str | Path) -> None:
         """Does nothing where a prepared data set is whole, and the one that the model was trained on.
@@ -503,7 +544,7 @@ class Recommender:
             for name in (*_SHARED, *([self._settings.grounding.collaborative] if injected else [])):
                 source = self.run_dir / name
                 if source.is_dir():
-                    shutil.copytree(source, folder / name, dirs_exist_ok=True)
+                    shutil.copytree(source, folder / name, dirs_exist_ok=True, ignore=_OF_USERS)
                 elif source.exists():
                     shutil.copyfile(source, folder / name)
         except OSError as error:
@@ -512,7 +553,12 @@ class Recommender:
         return folder
 
     def merge_and_save(
-        self, folder: str | Path, dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+        self,
+        folder: str | Path,
+        dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+        *,
+        history: Sequence[ItemId] | None = None,
+        user_id: UserId | None = None,
     ) -> Path:
         """Writes the model as an ordinary transformers folder, which opens without genrec, and says how many MB it is.
 
@@ -522,21 +568,38 @@ class Recommender:
         Args:
             folder: To write.
             dtype: Type of its weights; ``"auto"`` is that of the backbone in training.
+            history: Of the one user whose model it is, where adapters are personal; an empty one is a user of whom nothing is
+                known.
+            user_id: Who that is, if known; with no history the run's own.
 
         Raises:
-            ModelError: If such a folder cannot hold the model (``model.whole_words``).
+            ModelError: If such a folder cannot hold the model (``model.whole_words``), or adapters are personal and nobody is
+                named.
             RunError: If the disk refuses.
         """
         folder = Path(folder)
-        self._decoder.model.merge_and_save(folder, dtype)
+        self._decoder.model.merge_and_save(folder, dtype, self._vector(history, user_id))
         say(f"  saved {folder} ({megabytes(folder):.1f} MB)")
         return folder
+
+    def _vector(self, history: Sequence[ItemId] | None, user_id: UserId | None) -> torch.Tensor | None:
+        """Returns the vector of a user, None where nobody is named or adapters are the same for everyone."""
+        if self._users is None or (history is None and user_id is None):
+            return None
+        import torch
+
+        histories = None if history is None else [history]
+        users = self._asked(histories, [user_id], 1, False, (), None, "error")[1]
+        return torch.from_numpy(users[0]) if users is not None else None
 
     def export(
         self,
         folder: str | Path,
         engine: Engine = "transformers",
         dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+        *,
+        history: Sequence[ItemId] | None = None,
+        user_id: UserId | None = None,
     ) -> Path:
         """Writes what another engine needs to recommend with this model, and says how many MB it is.
 
@@ -548,6 +611,8 @@ class Recommender:
             folder: New, empty, or an earlier export, which is replaced.
             engine: ``"transformers"``, ``"vllm"`` or ``"sglang"``.
             dtype: As ``merge_and_save``.
+            history: As ``merge_and_save``.
+            user_id: As ``merge_and_save``.
 
         Raises:
             ModelError: If the engine is unknown, or an ordinary folder cannot hold the model.
@@ -557,7 +622,8 @@ class Recommender:
 
         folder = Path(folder)
         decoder = self._decoder
-        write_export(folder, decoder.model, decoder.renderer, self.items, engine, dtype)
+        user = self._vector(history, user_id)
+        write_export(folder, decoder.model, decoder.renderer, self.items, engine, dtype, user)
         say(f"  exported {folder} ({megabytes(folder):.1f} MB)")
         return folder
 

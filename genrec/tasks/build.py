@@ -16,7 +16,7 @@ import pyarrow as pa
 from genrec.core.errors import RecipeError, RunError, lookup, require
 from genrec.core.files import write_json
 from genrec.core.progress import say
-from genrec.data_prep import ItemCatalog, Split, UserId
+from genrec.data_prep import ItemCatalog, ItemId, Split, UserId
 from genrec.indexing import ItemIndex
 from genrec.tasks.arrow import arrow_dataset, in_order
 from genrec.tasks.families import Family, Template, load_families
@@ -318,12 +318,13 @@ class TaskRows:
         return self.renderer.num_tokens(*texts, template.answers_with_code) <= self.settings.max_tokens
 
     def _packed(self, job: Job) -> Iterator[Row]:
-        """Yields rows of users' histories without a prompt, every item a target.
+        """Yields rows of users' histories, every item a target but those of the context before them.
 
-        A history is cut, counted from its end, into stretches of ``max_history`` items; in all cuts but the first
-        the last stretch is shortened by a random number of items.
+        A history is cut, counted from its end, into stretches of ``max_history`` items less the context; in all cuts but
+        the first the last stretch is shortened by a random number of items.
         """
-        share, count, size = self.shares[job.family], self.counts[job.family], self.settings.max_history
+        share, count, context = self.shares[job.family], self.counts[job.family], self.settings.context
+        size = self.settings.max_history - context
         for name, history in self._histories(job):
             for cut in range(self.settings.cuts):
                 end = len(history)
@@ -335,8 +336,10 @@ class TaskRows:
                         count["samples"] += 1
                         count["rows"] += 1
                         count["histories_cut"] += start > max(0, end - stretch)
-                        text = "".join(self._book.codes[item] for item in history[start:end])
-                        yield self._row(job.family, "", key, "", text)
+                        shown = self._fitting(history, max(0, start - context), end) if context else start
+                        codes = [self._book.codes[item] for item in history[min(shown, start) : end]]
+                        known = start - min(shown, start)
+                        yield self._row(job.family, "", key, "".join(codes[:known]), "".join(codes[known:]))
                     end, stretch = start, size
 
     def _windows(self, job: Job) -> Iterator[Row]:
@@ -699,6 +702,29 @@ def make_renderer(
     """
     asker = make_asker(settings, title_template(settings) is None, text_to_text)
     return Renderer(tokenizer, index, asker, settings.max_history, settings.max_tokens, text_to_text)
+
+
+def known_before(
+    tasks: Sequence[str], keys: Sequence[str], split: Split, settings: TaskSettings
+) -> Iterator[tuple[UserId | None, list[ItemId]]]:
+    """Yields, for each row, its user and what the user had taken before the first thing that the row learns.
+
+    A row of an item has no user, and nothing before it.
+
+    Args:
+        tasks: Families of the rows.
+        keys: Their keys: ``user/position``, ``user/first-last``, or the item.
+        split: Whose training rows they are of.
+        settings: That they were written by.
+    """
+    known = load_families(settings.files)
+    of_users = {name: SAMPLERS[known[name].samples].over == "users" for name in set(tasks)}
+    for task, key in zip(tasks, keys, strict=True):
+        if not of_users[task]:
+            yield None, []
+            continue
+        user, _, place = key.rpartition("/")
+        yield user, split.train[user][: int(place.partition("-")[0])]
 
 
 class _Stream:

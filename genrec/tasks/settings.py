@@ -48,6 +48,12 @@ class TaskSettings(BaseModel):
         description="Packed form: times that each history is cut into rows, each time at other places. An "
         "epoch goes over each interaction so many times.",
     )
+    context: int = Field(
+        0,
+        ge=0,
+        description="Packed form: items that a row shows before those it learns, of the max_history of a row. 0 learns every item "
+        "of a row, the first after nothing; more have a history before every item but a user's first.",
+    )
     max_tokens: int | None = Field(
         None,
         ge=8,
@@ -78,6 +84,18 @@ class TaskSettings(BaseModel):
                 key: each for key, each in values.items() if key != "names"
             }
         return values
+
+    @model_validator(mode="after")
+    def _a_row_learns_something(self) -> TaskSettings:
+        if self.context and self.form != "packed":
+            raise ValueError(
+                f"tasks.context={self.context} is of tasks.form=packed, got {self.form}. Leave it out"
+            )
+        if self.context >= self.max_history:
+            raise ValueError(
+                f"tasks.context={self.context} leaves no item to learn of the tasks.max_history={self.max_history} of a row. Lower it"
+            )
+        return self
 
     @field_validator("mixture", mode="before")
     @classmethod

@@ -34,6 +34,8 @@ MODEL, INDEX, CHECKPOINTS = "model", "index", "checkpoints"
 ITEMS, HISTORIES = "items.parquet", "histories.parquet"
 SERVING_FILE, TRAINING_FILE = "serving.json", "training.json"
 CURVES, LOGS = "curves.png", "logs"
+# What personal adapters are made from (genrec.models.users); whoever trains with it writes it.
+USERS = "users"
 # Those that transformers calls otherwise.
 SCHEDULES = {"constant": "constant_with_warmup"}
 
@@ -52,6 +54,7 @@ def finetune(
     teachers: Sequence[SequenceModel] = (),
     data_sha256: str | None = None,
     validate: Callable[[RecommenderModel, Renderer], Mapping[str, float]] | None = None,
+    row_vectors: np.ndarray | None = None,
 ) -> Path:
     """Returns the run directory with the tuned model, its index and its catalogue.
 
@@ -73,6 +76,8 @@ def finetune(
         data_sha256: ``split_sha256`` of the prepared data set, which the model then carries with it.
         validate: Returns metrics of the model, NDCG@10 among them, the same in every process; called every
             ``settings.validate_steps``.
+        row_vectors: ``(training rows, size)`` vectors of the rows' users, for ``adapter`` ``"reclora"`` and ``"qreclora"``. They
+            may know nothing of what their row learns.
 
     Raises:
         ModelError: If the backbone cannot be read.
@@ -109,6 +114,11 @@ def finetune(
             f"train.validate_steps={settings.validate_steps} needs a function that measures the model: give validate, or run a "
             "recipe, which has one."
         )
+    if (row_vectors is not None) != settings.personal:
+        raise RecipeError(
+            f"train.adapter={settings.adapter} {'needs' if settings.personal else 'does not take'} row_vectors, one for each "
+            "training row. A recipe makes them from train.reclora.vectors."
+        )
     trackers = transformers.integrations.integration_utils.INTEGRATION_TO_CALLBACK
     for tracker in settings.report_to:
         lookup(trackers, tracker, "train.report_to")
@@ -130,7 +140,7 @@ def finetune(
         model.dtype,
         model.new,
         settings.seed,
-        four_bit=settings.adapter == "qlora",
+        four_bit=settings.four_bit,
         double_quantisation=settings.double_quantisation,
     )
     longest = getattr(lm.config, "max_position_embeddings", None)
@@ -165,6 +175,9 @@ def finetune(
         lora_dropout=settings.lora_dropout,
         lora_targets=settings.lora_targets,
         lora_options=settings.lora_options,
+        reclora=None
+        if row_vectors is None
+        else settings.reclora.adapter | {"user_size": row_vectors.shape[1]},
         double_quantisation=settings.double_quantisation,
         softmax_over=settings.softmax_over,
         data_sha256=data_sha256,
@@ -175,7 +188,7 @@ def finetune(
     targets.check(tasks.max_history)
     tokens = run / CHECKPOINTS / f"tokens-{rank()}.arrow"
     words = renderer.whole_word_ids if model.whole_words else None
-    rows = TokenRows(tokenise(data["train"], renderer, tasks.workers, tokens), targets, words)
+    rows = TokenRows(tokenise(data["train"], renderer, tasks.workers, tokens), targets, words, row_vectors)
     if longest and int(rows.lengths.max()) > longest:
         raise RecipeError(
             f"The longest row has {int(rows.lengths.max()):,} tokens; {backbone} reads at most {longest:,}. "

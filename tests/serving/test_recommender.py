@@ -108,7 +108,7 @@ def test_wrong_calls_say_what_is_wrong(recommender):
         recommender.recommend([["i99"]])
     with pytest.raises(DataError, match="k must be 1 or more"):
         recommender.recommend([["i1"]], k=0)
-    with pytest.raises(DataError, match="either histories or user_ids"):
+    with pytest.raises(DataError, match="Give histories or user_ids"):
         recommender.recommend()
     with pytest.raises(DataError, match="list of item ids"):
         recommender.recommend(["i1"])
