@@ -118,6 +118,27 @@ def build_parser() -> argparse.ArgumentParser:
     recommend.add_argument(
         "--why-picture", metavar="FILE", help="draw it: .svg, or .html with the history and the list"
     )
+    update = commands.add_parser(
+        "update",
+        help="take later interactions into a finished run: longer histories, new vectors of users; --train learns on",
+    )
+    update.add_argument("run", help="folder of a finished or updated run, with its log")
+    update.add_argument("log", help="file of interactions, as the recipe's own")
+    update.add_argument("overrides", nargs="*", metavar="key=value", help="changes to train.*, with --train")
+    update.add_argument("--out", metavar="FOLDER", help="the new run (default RUN-update-N)")
+    update.add_argument("--items", metavar="FILE", help="catalogue of new items")
+    update.add_argument("--vectors", metavar="FILE", help="new vectors of users, where they come from a file")
+    update.add_argument(
+        "--unknown",
+        choices=("error", "skip"),
+        default="error",
+        help="skip leaves out interactions with items that cannot be named, counted",
+    )
+    update.add_argument("--train", action="store_true", help="let the model learn on")
+    update.add_argument(
+        "--rehearsal", type=float, default=1.0, help="with --train: old rows for each new one (default 1)"
+    )
+    update.add_argument("--json", action="store_true", help="print the report as JSON")
     export = commands.add_parser(
         "export",
         help="write a run as a folder for another engine: merged weights, tokenizer, items by token ids",
@@ -247,6 +268,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _keys()
         elif options.command == "recommend":
             _recommend(options)
+        elif options.command == "update":
+            _update(options)
         elif options.command == "export":
             from genrec.serving import Recommender
 
@@ -281,6 +304,25 @@ def _run(source: str | None, overrides: Sequence[str], command: str) -> None:
     pipeline.run_until("evaluate" if command == "run" else command)
     if command in ("run", "evaluate"):
         pipeline.print_results()
+
+
+def _update(options: argparse.Namespace) -> None:
+    import json
+
+    from genrec.update import report_lines, update
+
+    report = update(
+        options.run,
+        options.log,
+        options.out,
+        items=options.items,
+        vectors=options.vectors,
+        unknown=options.unknown,
+        train=options.train,
+        rehearsal=options.rehearsal,
+        overrides=options.overrides,
+    )
+    print(json.dumps(report, indent=2) if options.json else "\n".join(report_lines(report)))
 
 
 def _prepare(options: argparse.Namespace) -> None:
