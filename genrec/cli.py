@@ -78,9 +78,12 @@ def build_parser() -> argparse.ArgumentParser:
     commands.add_parser("keys", help="list every key of a recipe with its default and meaning")
     recommend = commands.add_parser("recommend", help="recommend items to a user or after a history")
     recommend.add_argument("run", help="folder of a finished run, or a Hub id")
-    who = recommend.add_mutually_exclusive_group(required=True)
-    who.add_argument("--user", help="a user of the run, with the history that evaluation gave them")
-    who.add_argument(
+    recommend.add_argument(
+        "--user",
+        help="a user of the run, with the history that evaluation gave them; beside --history whose that is, where adapters "
+        "are made from a file of users' vectors",
+    )
+    recommend.add_argument(
         "--history", nargs="*", metavar="ITEM_ID", help="item ids, oldest first; none is an empty history"
     )
     recommend.add_argument(
@@ -488,8 +491,10 @@ def _recommend(options: argparse.Namespace) -> None:
     from genrec.decoding.explain import probability, tree_text
     from genrec.serving import Recommender
 
-    recommender = Recommender.from_pretrained(options.run)
     history = options.history
+    if history is None and options.user is None:
+        raise DataError("Say for whom: give --user or --history.")
+    recommender = Recommender.from_pretrained(options.run)
     if history is None:
         history = recommender.history(options.user, options.include_held_out)
     method = options.method or recommender.method
@@ -507,10 +512,12 @@ def _recommend(options: argparse.Namespace) -> None:
             raise DataError(
                 "--why and --why-picture show what beam search kept: leave out --exact, and take --method constrained."
             )
-        why = recommender.explain(history, **asked)
+        why = recommender.explain(history, user_id=options.user, **asked)
         found = why.recommendations
     else:
-        (found,) = recommender.recommend([history], **asked, method=method, exact=options.exact)
+        (found,) = recommender.recommend(
+            [history], user_ids=[options.user], **asked, method=method, exact=options.exact
+        )
     if why is not None and options.why_picture:
         why.write_picture(options.why_picture)
     if options.json:

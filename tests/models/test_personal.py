@@ -390,6 +390,12 @@ def test_a_run_of_users_is_shared_without_their_vectors(typed_run, tmp_path):
     elsewhere = Recommender.from_pretrained(tmp_path / "shared")
     cold = recommender.recommend([["i5"]], user_ids=[None], k=3)
     assert elsewhere.recommend([["i5"]], user_ids=["u1"], k=3) == cold
+    weights = recommender.gate_weights([["i5"]] * 3, user_ids=["u1", "u2", "u3"])
+    assert len(weights) == 14  # seven linear layers in each of two
+    for each in weights.values():
+        np.testing.assert_allclose(each.sum(1), 1, atol=1e-5)
+        np.testing.assert_allclose(each[0], each[2], atol=1e-6)  # of one type
+        assert np.abs(each[0] - each[1]).max() > 1e-3
     explained = recommender.explain(["i5"], user_id="u1", k=2)
     assert explained.recommendations == recommender.recommend([["i5"]], user_ids=["u1"], k=2)[0]
 
