@@ -439,7 +439,7 @@ def _compared(
 ) -> dict[str, Any]:
     """Returns how alike the lists of some users are before and after, of those with new interactions and of the others."""
     served = pa_parquet.read_table(before.run_dir / HISTORIES, columns=["user_id"])["user_id"].to_pylist()
-    found = {}
+    found: dict[str, dict[str, float]] = {}
     for name, chosen in (("changed", True), ("unchanged", False)):
         able = [user for user in dict.fromkeys(served) if (user in added) == chosen and user in histories]
         users = _drawn(able, num, seed)
@@ -480,4 +480,5 @@ def _vectors_moved(
     b = now._users.of([histories[user] for user in users], users)
     lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     cosine = (a * b).sum(1) / np.maximum(lengths, 1e-12)
-    return {"users": len(users), "mean_cosine": float(cosine.mean()), "least_cosine": float(cosine.min())}
+    moved: dict[str, float] = {"mean_cosine": float(cosine.mean()), "least_cosine": float(cosine.min())}
+    return {"users": len(users)} | moved
