@@ -53,7 +53,7 @@ def personal(folder, mixing="weights", four_bit=False, **options):
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "reclora_B" in name:
-                parameter.normal_(std=0.3)
+                parameter.normal_(std=0.2)
     return model.eval()
 
 
@@ -80,7 +80,7 @@ def decoder(request):
 def same(found, wanted):
     for a, b in zip(found, wanted, strict=True):
         assert [item for item, _ in a] == [item for item, _ in b]
-        np.testing.assert_allclose([s for _, s in a], [s for _, s in b], atol=2e-5, rtol=1e-5)
+        np.testing.assert_allclose([s for _, s in a], [s for _, s in b], atol=2e-4, rtol=1e-4)
 
 
 @settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
