@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +16,9 @@ from genrec.tasks.reviews import explain
 from genrec.tasks.settings import TaskSettings
 from genrec.tasks.views import ItemBook
 from genrec.tasks.writers import Taken
+
+if TYPE_CHECKING:
+    from genrec.tasks.retrieve import Retriever
 
 Part = Literal["train", "valid", "test"]
 
@@ -41,11 +44,13 @@ class Source:
         item: ``(rows,)`` item numbers.
         asked: ``(rows,)`` whether a row is of ``part``.
         texts: ``{kind: {key: text}}`` that a writer other than the rule wrote for samples.
+        retriever: What finds the behaviours that a click is asked after, None for the last ones.
     """
 
     def __init__(self, split: Split, book: ItemBook, settings: TaskSettings, part: Part = "train") -> None:
         self.book, self.settings, self.part = book, settings, part
         self.texts: Mapping[str, Mapping[str, str]] = {}
+        self.retriever: Retriever | None = None
         table = split.table
         if part != "train":
             # Numbered as in training; those who come later follow.
@@ -84,6 +89,16 @@ class Source:
         if "rating" not in self._table.column_names:
             return np.full(len(self), np.nan)
         return pc.cast(self._table["rating"], pa.float64()).to_numpy()
+
+    @cached_property
+    def time(self) -> np.ndarray:
+        """``(rows,)`` times."""
+        return self._table["timestamp"].to_numpy()
+
+    def before(self, place: int) -> int:
+        """Returns the row after the last one of the user that is strictly before a row's time."""
+        first = int(self.start[np.searchsorted(self.start, place, "right") - 1])
+        return first + int(np.searchsorted(self.time[first : place + 1], self.time[place], "left"))
 
     @cached_property
     def scores(self) -> list[float]:
