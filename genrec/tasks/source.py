@@ -86,6 +86,16 @@ class Source:
         return pc.cast(self._table["rating"], pa.float64()).to_numpy()
 
     @cached_property
+    def time(self) -> np.ndarray:
+        """``(rows,)`` times."""
+        return self._table["timestamp"].to_numpy()
+
+    def before(self, place: int) -> int:
+        """Returns the row after the last one of the user that is strictly before a row's time."""
+        first = int(self.start[np.searchsorted(self.start, place, "right") - 1])
+        return first + int(np.searchsorted(self.time[first : place + 1], self.time[place], "left"))
+
+    @cached_property
     def scores(self) -> list[float]:
         """The different ratings of training, ascending; of what came before where held-out rows are asked for."""
         known = self.rating[~np.isnan(self.rating) & (~self.asked | (self.part == "train"))]
