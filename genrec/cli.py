@@ -78,9 +78,12 @@ def build_parser() -> argparse.ArgumentParser:
     commands.add_parser("keys", help="list every key of a recipe with its default and meaning")
     recommend = commands.add_parser("recommend", help="recommend items to a user or after a history")
     recommend.add_argument("run", help="folder of a finished run, or a Hub id")
-    who = recommend.add_mutually_exclusive_group(required=True)
-    who.add_argument("--user", help="a user of the run, with the history that evaluation gave them")
-    who.add_argument(
+    recommend.add_argument(
+        "--user",
+        help="a user of the run, with the history that evaluation gave them; beside --history whose that is, where adapters "
+        "are made from a file of users' vectors",
+    )
+    recommend.add_argument(
         "--history", nargs="*", metavar="ITEM_ID", help="item ids, oldest first; none is an empty history"
     )
     recommend.add_argument(
@@ -118,6 +121,27 @@ def build_parser() -> argparse.ArgumentParser:
     recommend.add_argument(
         "--why-picture", metavar="FILE", help="draw it: .svg, or .html with the history and the list"
     )
+    update = commands.add_parser(
+        "update",
+        help="take later interactions into a finished run: longer histories, new vectors of users; --train learns on",
+    )
+    update.add_argument("run", help="folder of a finished or updated run, with its log")
+    update.add_argument("log", help="file of interactions, as the recipe's own")
+    update.add_argument("overrides", nargs="*", metavar="key=value", help="changes to train.*, with --train")
+    update.add_argument("--out", metavar="FOLDER", help="the new run (default RUN-update-N)")
+    update.add_argument("--items", metavar="FILE", help="catalogue of new items")
+    update.add_argument("--vectors", metavar="FILE", help="new vectors of users, where they come from a file")
+    update.add_argument(
+        "--unknown",
+        choices=("error", "skip"),
+        default="error",
+        help="skip leaves out interactions with items that cannot be named, counted",
+    )
+    update.add_argument("--train", action="store_true", help="let the model learn on")
+    update.add_argument(
+        "--rehearsal", type=float, default=1.0, help="with --train: old rows for each new one (default 1)"
+    )
+    update.add_argument("--json", action="store_true", help="print the report as JSON")
     export = commands.add_parser(
         "export",
         help="write a run as a folder for another engine: merged weights, tokenizer, items by token ids",
@@ -247,6 +271,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _keys()
         elif options.command == "recommend":
             _recommend(options)
+        elif options.command == "update":
+            _update(options)
         elif options.command == "export":
             from genrec.serving import Recommender
 
@@ -281,6 +307,25 @@ def _run(source: str | None, overrides: Sequence[str], command: str) -> None:
     pipeline.run_until("evaluate" if command == "run" else command)
     if command in ("run", "evaluate"):
         pipeline.print_results()
+
+
+def _update(options: argparse.Namespace) -> None:
+    import json
+
+    from genrec.update import report_lines, update
+
+    report = update(
+        options.run,
+        options.log,
+        options.out,
+        items=options.items,
+        vectors=options.vectors,
+        unknown=options.unknown,
+        train=options.train,
+        rehearsal=options.rehearsal,
+        overrides=options.overrides,
+    )
+    print(json.dumps(report, indent=2) if options.json else "\n".join(report_lines(report)))
 
 
 def _prepare(options: argparse.Namespace) -> None:
@@ -446,8 +491,10 @@ def _recommend(options: argparse.Namespace) -> None:
     from genrec.decoding.explain import probability, tree_text
     from genrec.serving import Recommender
 
-    recommender = Recommender.from_pretrained(options.run)
     history = options.history
+    if history is None and options.user is None:
+        raise DataError("Say for whom: give --user or --history.")
+    recommender = Recommender.from_pretrained(options.run)
     if history is None:
         history = recommender.history(options.user, options.include_held_out)
     method = options.method or recommender.method
@@ -465,10 +512,12 @@ def _recommend(options: argparse.Namespace) -> None:
             raise DataError(
                 "--why and --why-picture show what beam search kept: leave out --exact, and take --method constrained."
             )
-        why = recommender.explain(history, **asked)
+        why = recommender.explain(history, user_id=options.user, **asked)
         found = why.recommendations
     else:
-        (found,) = recommender.recommend([history], **asked, method=method, exact=options.exact)
+        (found,) = recommender.recommend(
+            [history], user_ids=[options.user], **asked, method=method, exact=options.exact
+        )
     if why is not None and options.why_picture:
         why.write_picture(options.why_picture)
     if options.json:

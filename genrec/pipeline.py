@@ -35,12 +35,14 @@ from genrec.evaluation.baselines import (
     search,
     sequence_scorer,
 )
+from genrec.evaluation.gates import gate_lines, gate_report
 from genrec.evaluation.metrics import ranking_metrics
 from genrec.evaluation.page import write_page
 from genrec.evaluation.protocol import SEARCH_METRIC, Judge
 from genrec.evaluation.rankings import Rankings, align, read_rankings
 from genrec.evaluation.report import comparison_table, example_text, examples, model_label, write_values
 from genrec.evaluation.significance import compare_models
+from genrec.evaluation.slices import history_slices
 from genrec.indexing import ItemIndex, build_index
 from genrec.recipe import Recipe, dump_recipe
 from genrec.runs import RunDir, versions
@@ -531,6 +533,26 @@ class Pipeline:
             )
         return found
 
+    def _gates(self, model: Any, vectors: np.ndarray) -> dict[str, Any] | None:
+        """Returns what the gates do with the evaluated users, None of a single expert."""
+        import torch
+
+        weights = model.peft.gate_weights(torch.from_numpy(vectors))
+        if not weights:
+            return None
+        held_out = self.held_out
+        counts = dict(zip(self.items.item_ids, self.judge.counts, strict=True))
+        taste = [
+            float(np.mean([counts[item] for item in each])) if each else 0.0 for each in held_out.histories
+        ]
+        half = (np.array(taste) > np.median(taste)).astype(np.int64)
+        groups = history_slices(np.array([len(each) for each in held_out.histories]), quantiles=4)
+        groups |= {"taste": (["less popular items", "more popular items"], half)}
+        report = gate_report({name: each.cpu().numpy() for name, each in weights.items()}, groups)
+        for line in gate_lines(report):
+            say(f"  gates: {line}")
+        return report
+
     def _write_decoding(self, tuning: dict[str, Any] | None, gamma: float) -> None:
         """Writes what serving needs to rank as evaluation did."""
         r = self.recipe
@@ -650,6 +672,8 @@ class Pipeline:
             about["beams"] = max(settings.beams, k)
         if settings.exact_rows and ranker.constrained is not None:
             about["beam_search"] = self._missed_by_beams(ranker.constrained, users)
+        if vectors is not None:
+            about["gates"] = self._gates(model, vectors)
         if grounder is not None:
             label += f", {r.decoding.method}"
             about["grounding"] = grounder.figures(held_out.histories, written, lists)

@@ -43,6 +43,7 @@ from genrec.core.page import (
     to_svg,
     write_html,
 )
+from genrec.evaluation.gates import gate_section
 from genrec.evaluation.metrics import RANKING_METRICS
 from genrec.evaluation.report import beam_line
 from genrec.evaluation.slices import FEW_USERS
@@ -114,6 +115,7 @@ def write_page(
             section("Accuracy by length of the list", _metric_at_k(models)),
             section("Who is served well", _slices(models)),
             section("What gets recommended", _bias(models)),
+            gate_section(report.get("gates")),
             section("Learning", _curves(models, curve)),
             section("Examples", _examples(examples)),
             section("Details", _other_measures(models) + _tuning(models) + _made_with(report)),

@@ -105,27 +105,11 @@ class UserVectors:
             DataError: If there is no such file or column, a vector is not finite or of another length, or no training
                 user has one.
         """
-        try:
-            table = pa_parquet.read_table(path, columns=["user_id", "vector"])
-        except (OSError, ValueError, KeyError) as error:
-            raise DataError(
-                f"train.reclora.file={str(path)!r} must be a Parquet file with the columns user_id and vector: {error}"
-            ) from error
-        users, rows = table["user_id"].to_pylist(), table["vector"].to_pylist()
-        lengths = {len(row or ()) for row in rows}
-        if len(lengths) != 1 or lengths == {0}:
-            raise DataError(
-                f"{path}: vectors of users have the lengths {sorted(lengths)}; all must have one length, at least 1."
-            )
-        values = np.array(rows, np.float32)
-        if not np.isfinite(values).all():
-            user = users[int(np.flatnonzero(~np.isfinite(values).all(1))[0])]
-            raise DataError(f"{path}: the vector of user {user!r} is not finite.")
-        found = {str(user): row for user, row in zip(users, values, strict=True)}
+        found = read_vectors(path)
         known = [found[user] for user in split.train if user in found]
         if not known:
             raise DataError(
-                f"{path} has vectors of {len(found):,} users, first {users[0]!r}, and none of the {len(split.train):,} "
+                f"{path} has vectors of {len(found):,} users, first {next(iter(found))!r}, and none of the {len(split.train):,} "
                 f"training users, first {next(iter(split.train))!r}. Its user_id must be those of the log."
             )
         return cls("file", np.mean(known, 0), table=found)
@@ -210,3 +194,28 @@ class UserVectors:
         item_ids = read_json(folder / ENCODER / "model.json")["item_ids"]
         encoder = load_sequence_model(folder / ENCODER, item_ids)
         return cls(about["source"], arrays["mean"], encoder=encoder, item_ids=item_ids, codebooks=books)
+
+
+def read_vectors(path: str | Path) -> dict[UserId, np.ndarray]:
+    """Returns ``{user: vector}`` of a Parquet file with the columns ``user_id`` and ``vector``.
+
+    Raises:
+        DataError: If there is no such file or column, or a vector is not finite or of another length.
+    """
+    try:
+        table = pa_parquet.read_table(path, columns=["user_id", "vector"])
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(
+            f"{str(path)!r} must be a Parquet file with the columns user_id and vector: {error}"
+        ) from error
+    users, rows = table["user_id"].to_pylist(), table["vector"].to_pylist()
+    lengths = {len(row or ()) for row in rows}
+    if len(lengths) != 1 or lengths == {0}:
+        raise DataError(
+            f"{path}: vectors of users have the lengths {sorted(lengths)}; all must have one length, at least 1."
+        )
+    values = np.array(rows, np.float32)
+    if not np.isfinite(values).all():
+        user = users[int(np.flatnonzero(~np.isfinite(values).all(1))[0])]
+        raise DataError(f"{path}: the vector of user {user!r} is not finite.")
+    return {str(user): row for user, row in zip(users, values, strict=True)}

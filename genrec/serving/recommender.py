@@ -429,6 +429,32 @@ class Recommender:
         titles = [(item, self.items.title(item)) for item in history]
         return Explanation(titles, self._recommendations(ranking), tree)
 
+    def gate_weights(
+        self,
+        histories: Sequence[Sequence[ItemId]] | None = None,
+        *,
+        user_ids: Sequence[UserId | None] | None = None,
+    ) -> dict[str, np.ndarray]:
+        """Returns ``{layer: (users, experts)}``, how much of each expert these users' adapters have; rows add up to 1.
+
+        Args:
+            histories: As ``recommend``.
+            user_ids: As ``recommend``.
+
+        Raises:
+            RunError: If adapters are the same for everyone.
+        """
+        model = self._decoder.model
+        if self._users is None or model.peft is None:
+            raise RunError(
+                "The adapters of this model are the same for everyone: it was not trained with adapter=reclora."
+            )
+        import torch
+
+        vectors = self._asked(histories, user_ids, 1, False, (), None, "error")[1]
+        found = cast(Any, model.peft).gate_weights(torch.from_numpy(vectors))
+        return {layer: weights.cpu().numpy() for layer, weights in found.items()}
+
     @property
     def method(self) -> Method:
         """How items are found unless asked otherwise: as evaluation found them."""

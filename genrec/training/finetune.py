@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pa_parquet
 
 from genrec.core.errors import RecipeError, RunError, check_passed_on, lookup, require
-from genrec.core.files import atomic_path, hash_value, read_json, write_json
+from genrec.core.files import atomic_path, hash_folder, hash_value, read_json, write_json
 from genrec.core.processes import is_main_process, num_processes, process_state, rank, wait
 from genrec.core.progress import say
 from genrec.data_prep import ItemCatalog, Split
@@ -55,6 +55,7 @@ def finetune(
     data_sha256: str | None = None,
     validate: Callable[[RecommenderModel, Renderer], Mapping[str, float]] | None = None,
     row_vectors: np.ndarray | None = None,
+    start: str | Path | None = None,
 ) -> Path:
     """Returns the run directory with the tuned model, its index and its catalogue.
 
@@ -78,6 +79,7 @@ def finetune(
             ``settings.validate_steps``.
         row_vectors: ``(training rows, size)`` vectors of the rows' users, for ``adapter`` ``"reclora"`` and ``"qreclora"``. They
             may know nothing of what their row learns.
+        start: Folder of ``RecommenderModel.save`` with weights to go on from, of the same backbone, adapter and index.
 
     Raises:
         ModelError: If the backbone cannot be read.
@@ -159,13 +161,13 @@ def finetune(
     elif model.rows_start == "text+teacher":
         found = [teacher.items.weight[: len(items)].detach().cpu().numpy() for teacher in teachers]
         vectors = np.hstack([vector / vector.std() for vector in found])
-    start = initial_rows(lm, tokenizer, index, items, model.rows_start, vectors, settings.seed)
+    first_rows = initial_rows(lm, tokenizer, index, items, model.rows_start, vectors, settings.seed)
     transformers.set_seed(settings.seed)  # a teacher trained above must not change the adapter's start
     recommender = RecommenderModel.create(
         lm,
         tokenizer,
         index,
-        start,
+        first_rows,
         name=backbone,
         layers=model.layers,
         new=model.new if backbone == NEW else None,
@@ -183,6 +185,8 @@ def finetune(
         data_sha256=data_sha256,
         whole_words=model.whole_words,
     )
+    if start is not None:
+        recommender.load_weights(start)
     renderer = make_renderer(tokenizer, index, tasks, recommender.is_encoder_decoder)
     targets = ItemTargets(index, recommender.first_id, settings.exclude_history, teachers)
     targets.check(tasks.max_history)
@@ -275,7 +279,8 @@ def finetune(
     check_launch(trainer, processes, validates=keeper is not None)
     # What decides the weights; how often checkpoints are written and what is logged does not.
     decisive = settings.model_dump(exclude={"checkpoint_steps", "report_to"})
-    begun = hash_value([backbone, model.model_dump(), decisive, index.hash, rows.hash, data_sha256])
+    weights = None if start is None else hash_folder(Path(start))
+    begun = hash_value([backbone, model.model_dump(), decisive, index.hash, rows.hash, data_sha256, weights])
     resume = last_checkpoint(run / CHECKPOINTS, begun)
     wait()
     if resume:

@@ -53,7 +53,7 @@ def personal(folder, mixing="weights", four_bit=False, **options):
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "reclora_B" in name:
-                parameter.normal_(std=0.3)
+                parameter.normal_(std=0.2)
     return model.eval()
 
 
@@ -80,7 +80,7 @@ def decoder(request):
 def same(found, wanted):
     for a, b in zip(found, wanted, strict=True):
         assert [item for item, _ in a] == [item for item, _ in b]
-        np.testing.assert_allclose([s for _, s in a], [s for _, s in b], atol=2e-5, rtol=1e-5)
+        np.testing.assert_allclose([s for _, s in a], [s for _, s in b], atol=2e-4, rtol=1e-4)
 
 
 @settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -390,6 +390,12 @@ def test_a_run_of_users_is_shared_without_their_vectors(typed_run, tmp_path):
     elsewhere = Recommender.from_pretrained(tmp_path / "shared")
     cold = recommender.recommend([["i5"]], user_ids=[None], k=3)
     assert elsewhere.recommend([["i5"]], user_ids=["u1"], k=3) == cold
+    weights = recommender.gate_weights([["i5"]] * 3, user_ids=["u1", "u2", "u3"])
+    assert len(weights) == 14  # seven linear layers in each of two
+    for each in weights.values():
+        np.testing.assert_allclose(each.sum(1), 1, atol=1e-5)
+        np.testing.assert_allclose(each[0], each[2], atol=1e-6)  # of one type
+        assert np.abs(each[0] - each[1]).max() > 1e-3
     explained = recommender.explain(["i5"], user_id="u1", k=2)
     assert explained.recommendations == recommender.recommend([["i5"]], user_ids=["u1"], k=2)[0]
 

@@ -259,3 +259,8 @@ def test_an_allow_list_of_unknown_items_is_told_by_recommend_and_explain_alike(r
             ask(allow=["i2", "nope"])
     why = recommender.explain(["i1"], k=3, allow=["i2", "i3"])
     assert {item.item_id for item in why.recommendations} == {"i2", "i3"}
+
+
+def test_the_command_wants_to_know_for_whom(capsys):
+    assert main(["recommend", "nowhere"]) == 1
+    assert "give --user or --history" in capsys.readouterr().err
