@@ -12,8 +12,8 @@ from genrec.core.errors import DataError, RecipeError
 from genrec.evaluation.significance import LEVEL, holm
 
 CLICK_METRICS = ("AUC", "log_loss", "accuracy", "calibration_error")
-# In which more is better.
-RISING = ("AUC", "accuracy")
+# In which less is better.
+FALLING = ("log_loss", "calibration_error")
 TEST = "bootstrap over users"
 BINS = 10
 _CHUNK = 2_000_000
@@ -37,16 +37,12 @@ def click_metrics(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, fl
         DataError: If lengths differ, a label is not 0 or 1, a probability is not in [0, 1], or all labels are the same.
     """
     labels, probabilities = _checked(labels, probabilities)
-    groups = np.array_split(np.argsort(probabilities, kind="stable"), min(BINS, len(labels)))
-    # Rows of one probability count alike, in whichever group they come to stand.
-    place, count = np.unique(probabilities, return_inverse=True, return_counts=True)[1:]
-    likes = (np.bincount(place, labels) / count)[place]
-    distances = [abs(probabilities[each].mean() - likes[each].mean()) * len(each) for each in groups]
+    groups = calibration(labels, probabilities)
     return {
         "AUC": float(roc_auc_score(labels, probabilities)),
         "log_loss": float(log_loss(labels, probabilities)),
         "accuracy": float(accuracy_score(labels, probabilities >= 0.5)),
-        "calibration_error": float(sum(distances) / len(labels)),
+        "calibration_error": sum(abs(p - share) * rows for p, share, rows in groups) / len(labels),
     }
 
 
@@ -127,6 +123,63 @@ def compare_clicks(
     for entry, corrected in zip(entries, holm([entry["p"] for entry in entries]), strict=True):
         entry["p_holm"] = corrected
     return intervals, entries
+
+
+def calibration(labels: np.ndarray, probabilities: np.ndarray) -> list[tuple[float, float, int]]:
+    """Returns, for ten groups of equal size by probability, the mean probability, the share of likes and the number of rows.
+
+    Errors as ``click_metrics``.
+    """
+    labels, probabilities = _checked(labels, probabilities)
+    groups = np.array_split(np.argsort(probabilities, kind="stable"), min(BINS, len(labels)))
+    # Rows of one probability count alike, in whichever group they come to stand.
+    place, count = np.unique(probabilities, return_inverse=True, return_counts=True)[1:]
+    likes = (np.bincount(place, labels) / count)[place]
+    return [(float(probabilities[each].mean()), float(likes[each].mean()), len(each)) for each in groups]
+
+
+def click_protocol(report: Mapping[str, Any]) -> str:
+    """Returns how the numbers of a report were made, in words."""
+    p = report["protocol"]
+    drawn = "" if p["drawn_rows"] is None else ", drawn by the seed"
+    left = f"; {p['left_out_rows']:,} rows that no prompt can ask are left out" if p["left_out_rows"] else ""
+    return (
+        f"{p['split']}, {p['on']} rows: {p['num_rows']:,} of {p['num_users']:,} users{drawn}, the same for every model{left}; yes is "
+        f"{p['yes']}, {p['share_of_yes']:.1%} of them; seed {report['seed']}."
+    )
+
+
+def click_table(report: Mapping[str, Any]) -> str:
+    """Returns the metrics of baselines and model as a table of text, with intervals and tests."""
+    entries = [*report["baselines"].values(), report["model"]]
+    width = max(len(entry["name"]) for entry in entries)
+    lines = ["", " " * width + "".join(f"{name.replace('_error', ''):>13}" for name in CLICK_METRICS)]
+    lines.append("-" * (width + 13 * len(CLICK_METRICS)))
+    for entry in entries:
+        values = "".join(f"{entry['metrics'][name]:>13.4f}" for name in CLICK_METRICS)
+        lines.append(f"{entry['name']:<{width}}{values}")
+    low, high = report["model"]["intervals"]["AUC"]
+    lines += [
+        "",
+        click_protocol(report),
+        f"95% interval of the last row's AUC over users: [{low:.4f}, {high:.4f}].",
+    ]
+    lines.append("The last row minus each other, 95% interval, p of a bootstrap over users (Holm):")
+    lines += [f"  {line}" for line in click_test_lines(report)]
+    return "\n".join([*lines, ""])
+
+
+def click_test_lines(report: Mapping[str, Any]) -> list[str]:
+    """Returns a line for every model that the run's own was compared with."""
+    found = []
+    for key, entry in report["baselines"].items():
+        parts = []
+        for test in (test for test in report["tests"] if test["b"] == key):
+            low, high = test["interval"]
+            numbers = f"{test['metric']} {test['difference']:+.4f} [{low:+.4f}, {high:+.4f}]"
+            parts.append(f"{numbers} p {test['p_holm']:.4f}")
+        found.append(f"{entry['name']}: {'; '.join(parts)}")
+    return found
 
 
 class _Weighted:

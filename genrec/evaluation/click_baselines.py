@@ -46,7 +46,7 @@ def constant(task: ClickTask, seed: int) -> Predictor:  # noqa: ARG001
     return lambda samples: np.full(len(samples), rate)
 
 
-def logistic_regression(task: ClickTask, seed: int, *, strength: float) -> Predictor:
+def logistic_regression(task: ClickTask, seed: int, *, strength: float = 0.1) -> Predictor:
     """Returns scikit-learn's logistic regression on user, item, categories and what stands in the history.
 
     Of the latest ``click.max_history`` behaviours: the share of likes, that among those with a category of the item (each
@@ -121,7 +121,7 @@ def _history(samples: ClickSamples, k: int) -> tuple[np.ndarray, np.ndarray, np.
 def _library(name: str) -> Callable[..., Predictor]:
     """Returns how a model of torch-rechub is fitted."""
 
-    def fit(task: ClickTask, seed: int, *, learning_rate: float, embedding: int) -> Predictor:
+    def fit(task: ClickTask, seed: int, *, learning_rate: float = 1e-3, embedding: int = 32) -> Predictor:
         import torch
 
         from genrec.models.click import fit_clicks, predicted

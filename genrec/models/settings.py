@@ -121,11 +121,11 @@ class RecLoraSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    vectors: Literal["sasrec", "gru4rec", "codes", "file"] = Field(
+    vectors: Literal["sasrec", "gru4rec", "codes", "file", "click"] = Field(
         "sasrec",
         description="What a user's adapter is made from. sasrec, gru4rec: that recommender's state after the history. codes: "
         "residual k-means codes of SASRec's state, so that users of one code share an adapter. file: vectors of your own by user. "
-        "A user of whom nothing is known has the mean of the training users'.",
+        "click: the last hidden layer of the click model, which knows user and item, exactly with evaluate.task=click. A user of whom nothing is known has the mean of the training users'.",
     )
     file: str | None = Field(
         None,
@@ -163,8 +163,8 @@ class RecLoraSettings(BaseModel):
 
     @property
     def teacher(self) -> str | None:
-        """The sequence recommender that the vectors come from; None where they come from a file."""
-        return {"codes": "sasrec", "file": None}.get(self.vectors, self.vectors)
+        """The sequence recommender that the vectors come from; None where they come from a file or a click model."""
+        return {"codes": "sasrec", "file": None, "click": None}.get(self.vectors, self.vectors)
 
     @property
     def adapter(self) -> dict[str, object]:
