@@ -231,9 +231,9 @@ def _click_metric_table(models: Sequence[_Model]) -> str:
         note = "<small>this run</small>" if model.key == "model" else ""
         cells = [f'<th scope="row">{model.label}{note}</th>']
         for name in CLICK_METRICS:
-            value = number(model.value(name))
-            value = f"<strong>{value}</strong>" if model.value(name) == best[name] else value
-            cells.append(f"<td>{value}{_beneath(model.interval(name))}</td>")
+            shown = number(model.value(name))
+            shown = f"<strong>{shown}</strong>" if model.value(name) == best[name] else shown
+            cells.append(f"<td>{shown}{_beneath(model.interval(name))}</td>")
         lines.append(table_row(cells, model.key == "model"))
     head = head_row(("Model", *map(_click_name, CLICK_METRICS)))
     return (
