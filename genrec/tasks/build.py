@@ -21,6 +21,7 @@ from genrec.indexing import ItemIndex
 from genrec.tasks.arrow import arrow_dataset, in_order
 from genrec.tasks.families import Family, Template, load_families
 from genrec.tasks.render import BARE, MESSAGES, Asker, Renderer, longest
+from genrec.tasks.retrieve import Retriever
 from genrec.tasks.samplers import SAMPLERS, Sample, Sampler, keyed, text_request
 from genrec.tasks.settings import Count, TaskSettings
 from genrec.tasks.source import Part, Source
@@ -136,6 +137,12 @@ class TaskRows:
                 )
         self._book = ItemBook(index, items)
         self.source = Source(split, self._book, self.settings)
+        self.retriever: Retriever | None = None
+        if self.settings.retrieve.how == "similar" and any(
+            SAMPLERS[family.samples].strictly_before for family in self.families.values()
+        ):
+            self.retriever = Retriever.of_catalog(items.select(index.item_ids), self.settings.retrieve)
+        self.source.retriever = self.retriever
         for family in self.families.values():
             if (column := SAMPLERS[family.samples].column) and not evaluate:
                 self.source.require(column, family.samples)
@@ -272,6 +279,7 @@ class TaskRows:
         """Yields rows that ask for held-out interactions; see ``held_out_rows``."""
         family, count = self.families[name], Counter[str]()
         source = Source(self.split, self._book, self.settings, on)
+        source.retriever = self.retriever
         if column := SAMPLERS[family.samples].column:
             source.require(column, family.samples)
         sampler = SAMPLERS[family.samples]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +16,9 @@ from genrec.tasks.reviews import explain
 from genrec.tasks.settings import TaskSettings
 from genrec.tasks.views import ItemBook
 from genrec.tasks.writers import Taken
+
+if TYPE_CHECKING:
+    from genrec.tasks.retrieve import Retriever
 
 Part = Literal["train", "valid", "test"]
 
@@ -41,11 +44,13 @@ class Source:
         item: ``(rows,)`` item numbers.
         asked: ``(rows,)`` whether a row is of ``part``.
         texts: ``{kind: {key: text}}`` that a writer other than the rule wrote for samples.
+        retriever: What finds the behaviours that a click is asked after, None for the last ones.
     """
 
     def __init__(self, split: Split, book: ItemBook, settings: TaskSettings, part: Part = "train") -> None:
         self.book, self.settings, self.part = book, settings, part
         self.texts: Mapping[str, Mapping[str, str]] = {}
+        self.retriever: Retriever | None = None
         table = split.table
         if part != "train":
             # Numbered as in training; those who come later follow.

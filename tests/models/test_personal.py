@@ -8,6 +8,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from genrec.core.errors import DataError, ModelError, RecipeError
@@ -464,3 +465,42 @@ def test_iloras_slices_are_a_setting(tiny_backbone):
     settings = RecLoraSettings(experts=4, slices=True, mixing="outputs", gate_hidden=0)
     model = personal(tiny_backbone, **(settings.adapter | {"user_size": 6}))
     assert model.peft.peft_config["default"].expert_rank == 1
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_accumulated_batches_are_one_batch(tiny_backbone, split, catalog, tmp_path, checkpointing):
+    """Rows of different users in batches of one, four times, or of four once: the same step."""
+    tasks = TaskSettings(max_history=6, context=3)
+    rows = TaskRows(split, catalog, INDEX, tasks).dataset()
+    known = list(known_before(rows["train"]["task"], rows["train"]["key"], split, tasks))
+    own = vectors(len(split.train))
+    of_user = dict(zip(split.train, own, strict=True))
+    row_vectors = np.stack([of_user[user] for user, _ in known])
+    weights = []
+    for accumulation in (1, 4):
+        folder = tmp_path / str(accumulation)
+        finetune(
+            tiny_backbone,
+            rows,
+            INDEX,
+            catalog,
+            split,
+            folder,
+            tasks=tasks,
+            settings=TrainSettings(
+                adapter="reclora",
+                reclora=RecLoraSettings(experts=3, gate_dropout=0.0),
+                batch_size=4,
+                accumulation=accumulation,
+                max_steps=4,
+                gradient_checkpointing=checkpointing and accumulation == 4,
+                checkpoint_steps=0,
+                report_to=(),
+            ),
+            model=ModelSettings(dtype="float32"),
+            row_vectors=row_vectors,
+        )
+        weights.append(load_file(folder / "model" / "adapter_model.safetensors"))
+    assert any("reclora_gate" in name for name in weights[0])
+    for name, value in weights[0].items():
+        torch.testing.assert_close(value, weights[1][name], atol=2e-5, rtol=1e-3)

@@ -1,0 +1,166 @@
+"""Measures what personal adapters are worth: ``python benchmarks/training/personal_worth.py [--seeds 0 1 2]``.
+
+MovieLens-100K and the first layers of SmolLM2-135M-Instruct, next items among all: RecLoRA, made from SASRec's state, against plain LoRA of
+equal rank, of equal parameters, and of equal parameters with the rows with which it was best on validation; and against RecLoRA that
+is told nothing of its users. Everything else is the same in all ways;
+settings were chosen on validation (docs/reclora.md). The table has means over seeds, the tests are paired over users, whose values
+are means over seeds.
+"""
+
+import argparse
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pa_parquet
+
+from genrec.core.errors import GenrecError
+from genrec.core.files import read_json, write_json
+from genrec.core.progress import say
+from genrec.evaluation.report import read_values
+from genrec.evaluation.significance import compare_models
+from genrec.pipeline import METRICS, VALUES, Pipeline
+from genrec.recipe import Recipe, parse_recipe
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from machine import ROOT, begin_result
+
+RESULTS = ROOT / "benchmarks" / "training" / "results"
+SEEDS = (0, 1, 2)
+MEASURES = ("HR@10", "NDCG@10")
+BASE: dict[str, Any] = {
+    "data": {"source": "movielens-100k", "user_core": 5, "item_core": 1},
+    "index": {"method": "independent"},
+    "tasks": {"form": "packed", "max_history": 50, "context": 25, "cuts": 2},
+    "model": {"backbone": "smollm2-135m-instruct", "layers": 4, "rows_start": "text+collaborative"},
+    "train": {
+        "epochs": 1,
+        "batch_size": 16,
+        "learning_rate": 1e-3,
+        "rows_learning_rate": 5e-3,
+        "report_to": "none",
+    },
+    "sasrec": {"normalise": False, "epochs": 60},
+    "evaluate": {"ks": [1, 5, 10], "baselines": ["popularity", "sasrec"]},
+}
+PERSONAL = {"adapter": "reclora", "lora_r": 4, "lora_alpha": 8, "reclora": {"experts": 4}}
+# What differs from the base. Gates have four to five thousand weights a layer, for which a LoRA of equal parameters gets ranks.
+WAYS: dict[str, dict[str, Any]] = {
+    "LoRA, equal rank": {"train": {"lora_r": 4, "lora_alpha": 8}},
+    "LoRA, equal parameters": {"train": {"lora_r": 18, "lora_alpha": 36}},
+    "LoRA, equal parameters, its own rows": {
+        "train": {"lora_r": 18, "lora_alpha": 36},
+        "tasks": {"context": 0},
+    },
+    "RecLoRA": {"train": PERSONAL},
+    "RecLoRA, one vector for everyone": {"train": PERSONAL},
+}
+OWN, ALIKE = "RecLoRA", "RecLoRA, one vector for everyone"
+
+
+def recipe_of(way: str, seed: int) -> Recipe:
+    """Returns the recipe of a way. All of a seed have one folder, so that SASRec is trained once."""
+    folder = ROOT / f"runs/personal-seed{seed}"
+    tree: dict[str, Any] = {**BASE, "name": f"movielens-100k, {way}", "seed": seed, "run_dir": str(folder)}
+    for part, values in WAYS[way].items():
+        tree[part] = tree[part] | values
+    if way == ALIKE:
+        pipeline = Pipeline(parse_recipe({**BASE, "seed": seed, "run_dir": str(folder)}))
+        pipeline.run_until("prepare")
+        users = list(pipeline.split.train)
+        file = folder / "alike.parquet"
+        pa_parquet.write_table(pa.table({"user_id": users, "vector": [[1.0, -1.0]] * len(users)}), file)
+        gates = PERSONAL["reclora"] | {"vectors": "file", "file": str(file)}
+        tree["train"] = tree["train"] | {"reclora": gates}
+    return parse_recipe(tree)
+
+
+def measure(way: str, seed: int) -> dict[str, Any]:
+    """Returns what is known of a way with a seed; every row's values under ``values``."""
+    pipeline = Pipeline(recipe_of(way, seed))
+    folder = pipeline.run_until("evaluate")
+    report = read_json(folder / METRICS)
+    users, values = read_values(folder / VALUES)
+    return {
+        "model": {key: value for key, value in report["model"].items() if key != "slices"},
+        "gates": report.get("gates"),
+        "weights": report["training"]["num_trainable"],
+        "seconds": {"train": report["training"]["train_s"], "rank": report["rank_s"]},
+        "baselines": {name: entry["metrics"] for name, entry in report["baselines"].items()},
+        "protocol": report["protocol"],
+        "recipe": pipeline.recipe.model_dump(mode="json"),
+        "users": users,
+        "values": {name: values[name] for name in MEASURES},
+        "sasrec": {name: read_values(folder / VALUES, "sasrec")[1][name] for name in MEASURES},
+    }
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """Returns a result as Markdown."""
+    lines = ["| model | trained weights | HR@10 | NDCG@10 | training, s |", "|---|--:|--:|--:|--:|"]
+    for way, seeds in result["ways"].items():
+        rows = list(seeds.values())
+        cells = [f"{rows[0]['weights']:,}"]
+        for name in MEASURES:
+            found = [row["model"]["metrics"][name] for row in rows]
+            spread = f" ± {np.std(found, ddof=1):.4f}" if len(found) > 1 else ""
+            cells.append(f"{np.mean(found):.4f}{spread}")
+        cells.append(f"{np.mean([row['seconds']['train'] for row in rows]):.0f}")
+        lines.append(f"| {way} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Measures, prints, and writes the result."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
+    parser.add_argument("--allow-dirty", action="store_true")
+    options = parser.parse_args()
+    try:
+        path, result = begin_result(
+            RESULTS,
+            "personal-worth",
+            "benchmarks/training/personal_worth.py",
+            sys.argv[1:],
+            changed=tuple(options.seeds) != SEEDS,
+            allow_dirty=options.allow_dirty,
+        )
+        ways: dict[str, dict[int, dict[str, Any]]] = {way: {} for way in WAYS}
+        for seed in options.seeds:
+            for way in WAYS:
+                say(f"== seed {seed}, {way}")
+                ways[way][seed] = measure(way, seed)
+        means = {
+            way: {name: np.mean([row["values"][name] for row in rows.values()], 0) for name in MEASURES}
+            for way, rows in ways.items()
+        }
+        own = ways[OWN]
+        means["sasrec"] = {
+            name: np.mean([row["sasrec"][name] for row in own.values()], 0) for name in MEASURES
+        }
+        pairs = [(OWN, other) for other in means if other != OWN]
+        tests = compare_models(means, next(iter(own.values()))["users"], pairs, list(MEASURES))
+        for rows in ways.values():
+            for row in rows.values():
+                for name in ("users", "values", "sasrec"):
+                    del row[name]
+        result |= {"ways": ways, "tests": tests}
+        write_json(path, result)
+        print(table(result))
+        for test in tests:
+            low, high = test["interval"]
+            print(
+                f"{test['metric']} of {test['a']} - {test['b']}: {test['difference']:+.4f} [{low:+.4f}, {high:+.4f}], "
+                f"p {test['p_holm']:.4f}"
+            )
+    except GenrecError as error:
+        print(f"personal_worth.py: {error}", file=sys.stderr)
+        return error.exit_status
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
