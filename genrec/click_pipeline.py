@@ -42,6 +42,7 @@ from genrec.runs import versions
 from genrec.serving.card import write_click_card
 from genrec.tasks import Family, TaskRows, click_family
 from genrec.tasks.build import fits
+from genrec.tasks.retrieve import Retriever
 from genrec.tasks.samplers import SAMPLERS, Sample
 from genrec.tasks.source import Part, Source
 from genrec.tasks.views import ItemBook
@@ -87,10 +88,6 @@ class ClickPipeline(Pipeline):
                     f"evaluate.search.click.{key} must be a setting of click with values to try. Settings: "
                     f"{', '.join(ClickSettings.model_fields)}."
                 )
-        if self.recipe.click.kind == "sim":
-            raise RecipeError(
-                "click.kind=sim needs a retriever, which recipes do not have yet. Set it to din."
-            )
 
     def _steps(self) -> Steps:
         before = super()._steps()
@@ -138,7 +135,13 @@ class ClickPipeline(Pipeline):
     def _asked(self) -> dict[str, Any]:
         """What samples of clicks depend on beside their rows."""
         tasks = self.recipe.tasks
-        about = {"like_from": tasks.like_from, "seed": tasks.seed, "family": self._family.name}
+        about: dict[str, Any] = {
+            "like_from": tasks.like_from,
+            "seed": tasks.seed,
+            "family": self._family.name,
+        }
+        if self.recipe.click.kind == "sim":
+            about["retrieve"] = tasks.retrieve.model_dump(mode="json", exclude={"how", "order"})
         return {"asked": about, "before": self.inputs("prepare")}
 
     @cached_property
@@ -184,7 +187,16 @@ class ClickPipeline(Pipeline):
     def _click_model(self) -> Any:
         from genrec.models.click import load_click_model
 
-        return load_click_model(self.run.path / CLICK, self.items.item_ids)
+        return load_click_model(self.run.path / CLICK, self.items.item_ids, self._histories)
+
+    @cached_property
+    def _histories(self) -> Any:
+        """What the click model reads: None for the latest behaviours."""
+        if self.recipe.click.kind == "din":
+            return None
+        from genrec.models.click import retrieved
+
+        return retrieved(Retriever.of_catalog(self.items, self.recipe.tasks.retrieve))
 
     # ------------------------------------------------------------ stages
 
@@ -212,7 +224,7 @@ class ClickPipeline(Pipeline):
             place = self.run.path / SEARCH / CLICK / hash_value([self._asked, tried.model_dump()])[:16]
             if not (place / "training.json").exists():
                 state = place.with_suffix(".state")
-                model, about = train_click(train, valid, tried, checkpoint=state)
+                model, about = train_click(train, valid, tried, self._histories, state)
                 save_click_model(model, place)
                 write_json(place / "training.json", about)
                 state.unlink(missing_ok=True)
@@ -301,6 +313,7 @@ class ClickPipeline(Pipeline):
         )
         measured, count = self.measured, Counter[str]()
         source = Source(self.split, rows.source.book, tasks, self.recipe.evaluate.on)
+        source.retriever = rows.retriever
         answer = next(slot for slot, kind in family.slots.items() if kind == "answer")
         asked, questions = [], []
         for number, (user, place) in enumerate(

@@ -134,14 +134,15 @@ def test_rows_are_trained_with_the_vectors_of_their_own_samples(done):
     assert said == [labels[key] for key in rows["key"]]
 
 
-def test_a_plain_adapter_and_a_search_that_is_not_there(folder, tiny_backbone, tmp_path):
-    wanted = recipe(
-        tmp_path / "run", folder, tiny_backbone, "lora", evaluate__baselines=["constant"], evaluate__search={}
-    )
+def test_a_plain_adapter_beside_a_click_model_of_retrieved_histories(folder, tiny_backbone, tmp_path):
+    changes = {"evaluate__baselines": ["constant"], "evaluate__search": {}, "click__kind": "sim"}
+    retrieve = {"how": "similar", "encoder": "words"}
+    wanted = recipe(tmp_path / "run", folder, tiny_backbone, "lora", tasks__retrieve=retrieve, **changes)
     run = pipeline_of(wanted).run_until("evaluate")
     report = json.loads((run / "metrics.json").read_text())
     assert "gates" not in report
     assert list(report["baselines"]) == ["constant", "click"]
+    assert report["baselines"]["click"]["name"] == "SIM (the click model)"
     with pytest.raises(RunError, match="answers yes or no"):
         Recommender.from_pretrained(run)
     with pytest.raises(RecipeError, match=r"evaluate\.task=ranking"):

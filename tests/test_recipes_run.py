@@ -38,6 +38,7 @@ def smaller(recipe):
     if recipe.model.layers is not None:
         yield "model.layers=1"
     if recipe.evaluate.task == "click":
+        yield "tasks.retrieve.encoder=words"
         yield from ("click.epochs=1", "click.hidden=16", "evaluate.max_rows=20")
         yield from (f"evaluate.search.{name}={{}}" for name in recipe.evaluate.search)
     if recipe.model.backbone == "new":

@@ -24,6 +24,7 @@ from genrec.core.progress import say
 from genrec.data_prep import ItemId
 from genrec.models.sequence import read_checkpoint
 from genrec.models.settings import ClickSettings
+from genrec.tasks.retrieve import Retriever
 from genrec.tasks.samplers import SAMPLERS, Sample
 from genrec.tasks.source import Source
 
@@ -99,7 +100,7 @@ class ClickSamples:
         return np.array([self.source.before(place) for place in self.place.tolist()], np.int64)
 
 
-# Samples and k to ``(samples, k)`` rows of the source, each strictly before its sample, -1 where there are fewer.
+# Samples and k to ``(samples, k)`` rows of the source, each strictly before its sample, -1 anywhere where there are fewer.
 Histories = Callable[[ClickSamples, int], np.ndarray]
 
 
@@ -107,6 +108,11 @@ def recent(samples: ClickSamples, k: int) -> np.ndarray:
     """Returns ``(samples, k)`` rows of the last k behaviours strictly before each sample, oldest first, -1 filling up in front."""
     rows = samples.end[:, None] - k + np.arange(k)
     return np.where(rows >= samples.source.start[samples.user][:, None], rows, -1)
+
+
+def retrieved(retriever: Retriever) -> Histories:
+    """Returns what reads the behaviours that a retriever finds most like the item asked for, for ``kind="sim"``."""
+    return lambda samples, k: retriever.rows(samples.source, samples.place, k, samples.item)
 
 
 class ClickFields:
