@@ -296,14 +296,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(source: str | None, overrides: Sequence[str], command: str) -> None:
     from genrec.core.errors import RecipeError
-    from genrec.pipeline import Pipeline
+    from genrec.pipeline import pipeline_of
     from genrec.recipe import load_recipe
 
     if source is None:
         raise RecipeError(
             "Give a recipe, such as: genrec evaluate quickstart (or --rankings and --relevant)."
         )
-    pipeline = Pipeline(load_recipe(source, overrides))
+    pipeline = pipeline_of(load_recipe(source, overrides))
     pipeline.run_until("evaluate" if command == "run" else command)
     if command in ("run", "evaluate"):
         pipeline.print_results()
@@ -361,9 +361,9 @@ def _prepare(options: argparse.Namespace) -> None:
     if is_recipe or options.recipe in shipped_recipes():
         if options.out:
             raise RecipeError("A recipe has its folder in run_dir: leave --out out.")
-        from genrec.pipeline import DATA, Pipeline
+        from genrec.pipeline import DATA, pipeline_of
 
-        pipeline = Pipeline(load_recipe(options.recipe, overrides))
+        pipeline = pipeline_of(load_recipe(options.recipe, overrides))
         folder = pipeline.run_until("prepare") / DATA
     else:
         recipe = parse_recipe({"data": {"source": options.recipe}}, overrides)
@@ -397,10 +397,10 @@ def _judge(options: argparse.Namespace) -> None:
         )
         print(score_table(scored))
         return
-    from genrec.pipeline import Pipeline
+    from genrec.pipeline import pipeline_of
     from genrec.recipe import load_recipe
 
-    Pipeline(load_recipe(options.recipe, options.overrides)).judge_file(
+    pipeline_of(load_recipe(options.recipe, options.overrides)).judge_file(
         options.rankings,
         options.name or Path(options.rankings).stem,
         options.missing_users,
@@ -418,12 +418,12 @@ def _report_index(options: argparse.Namespace) -> None:
         raise RecipeError("--items and --out are for a report: add --report.")
     stored = path.is_file() and path.suffix == ".json"
     if not stored and not (path / "index.json").is_file():
-        from genrec.pipeline import Pipeline
+        from genrec.pipeline import pipeline_of
         from genrec.recipe import load_recipe
 
         if options.items:
             raise RecipeError("A recipe has its catalogue in data.items: leave --items out.")
-        Pipeline(load_recipe(options.recipe, options.overrides)).report_index(options.out)
+        pipeline_of(load_recipe(options.recipe, options.overrides)).report_index(options.out)
         return
     if (path.parent / "recipe.yaml").exists():
         raise RecipeError(

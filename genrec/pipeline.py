@@ -79,7 +79,8 @@ TASKS = "tasks"
 RANKINGS, METRICS, CARD = "rankings.parquet", "metrics.json", "README.md"
 VALUES, PAGE, JUDGED = "values.parquet", "report.html", "judged"
 
-STAGES = ("prepare", *SEQUENCE_MODELS, "index", "train", "baselines", "evaluate")
+# What a stage does, and the files and folders that it writes.
+Steps = dict[str, tuple[Callable[[], None], list[str]]]
 
 
 class Pipeline:
@@ -91,31 +92,15 @@ class Pipeline:
 
     def run_until(self, last: str) -> Path:
         """Does every stage up to ``last`` that is not done yet, and returns the run directory."""
-        if last not in STAGES:
-            raise RecipeError(f"Unknown stage {last!r}. Allowed: {', '.join(STAGES)}.")
-        check_baselines(self.recipe.evaluate.baselines)
-        check_search(self.recipe.evaluate.search)
+        steps = self._steps()
+        if last not in steps:
+            raise RecipeError(f"Unknown stage {last!r}. Allowed: {', '.join(steps)}.")
+        self._check()
         if is_main_process():
             with atomic_path(self.run.path / "recipe.yaml") as part:
                 part.write_text(dump_recipe(self.recipe), encoding="utf-8")
-        steps: dict[str, tuple[Callable[[], None], list[str]]] = {
-            "prepare": (self._prepare, [LOG, CATALOG, REPORT, MANIFEST]),
-            **{kind: (partial(self._sequence, kind), [kind]) for kind in SEQUENCE_MODELS},
-            "index": (self._index, [PREPARED_INDEX]),
-            "train": (
-                self._train,
-                [MODEL, INDEX, ITEMS, HISTORIES, SERVING_FILE, TRAINING_FILE, CURVES]
-                + [USERS] * self.recipe.train.personal,
-            ),
-            "baselines": (self._baselines, [BASELINE_RANKINGS]),
-            "evaluate": (self._evaluate, [DECODING, RANKINGS, VALUES, METRICS, PAGE, CARD]),
-        }
-        skipped = {kind for kind in SEQUENCE_MODELS if not self._needs(kind)}
-        if last == "index":
-            skipped = set(SEQUENCE_MODELS) - {self.recipe.index.teacher}
-        if last == "baselines":  # for judging rankings of others, which need no language model
-            skipped |= {"index", "train"}
-        wanted = [name for name in STAGES if name not in skipped]
+        skipped = self._skipped(last)
+        wanted = [name for name in steps if name not in skipped]
         for number, name in enumerate(wanted[: wanted.index(last) + 1], start=1):
             work, outputs = steps[name]
             inputs = self.inputs(name)
@@ -131,6 +116,35 @@ class Pipeline:
                 say(f"  {name} took {self.run.stages[name]['seconds']:.0f} s")
             wait()
         return self.run.path
+
+    def _check(self) -> None:
+        """Raises RecipeError if the recipe asks for what there is not; before anything is done."""
+        check_baselines(self.recipe.evaluate.baselines)
+        check_search(self.recipe.evaluate.search)
+
+    def _steps(self) -> Steps:
+        """Returns the stages in their order."""
+        return {
+            "prepare": (self._prepare, [LOG, CATALOG, REPORT, MANIFEST]),
+            **{kind: (partial(self._sequence, kind), [kind]) for kind in SEQUENCE_MODELS},
+            "index": (self._index, [PREPARED_INDEX]),
+            "train": (
+                self._train,
+                [MODEL, INDEX, ITEMS, HISTORIES, SERVING_FILE, TRAINING_FILE, CURVES]
+                + [USERS] * self.recipe.train.personal,
+            ),
+            "baselines": (self._baselines, [BASELINE_RANKINGS]),
+            "evaluate": (self._evaluate, [DECODING, RANKINGS, VALUES, METRICS, PAGE, CARD]),
+        }
+
+    def _skipped(self, last: str) -> set[str]:
+        """Returns the stages that this recipe does without on the way to one."""
+        if last == "index":
+            return set(SEQUENCE_MODELS) - {self.recipe.index.teacher}
+        skipped = {kind for kind in SEQUENCE_MODELS if not self._needs(kind)}
+        if last == "baselines":  # for judging rankings of others, which need no language model
+            skipped |= {"index", "train"}
+        return skipped
 
     def inputs(self, stage: str) -> dict[str, Any]:
         """Returns everything that a stage's outputs depend on: its keys, and the inputs before it."""
@@ -363,13 +377,7 @@ class Pipeline:
         from genrec.models.backbone import is_encoder_decoder, load_backbone, load_tokenizer
 
         seq2seq = is_encoder_decoder(r.model.backbone, r.model.new)
-        # Before anything long: what cannot be ranked should be known at once.
-        make_asker(r.tasks, r.decoding.method != "grounded", seq2seq)
-        if r.decoding.method != "constrained" and title_template(r.tasks) is None:
-            raise RecipeError(
-                f"decoding.method={r.decoding.method} needs a model that writes titles, and no family of tasks.mixture asks "
-                "for the title of the next item from titles alone. Add one that does, such as bigrec."
-            )
+        self._check_tasks(seq2seq)  # before anything long
         folder = self.run.path / TASKS
         if is_main_process():
             from genrec.models.vocabulary import add_identifier_tokens
@@ -390,13 +398,7 @@ class Pipeline:
             )
         wait()
         data = read_rows(folder)
-        users, row_vectors = self._user_vectors(), None
-        if users is not None:
-            known = known_before(data["train"]["task"], data["train"]["key"], self.split, r.tasks)
-            user_ids, histories = zip(*known, strict=True)
-            row_vectors = users.of(histories, user_ids)
-            if is_main_process():
-                users.save(self.run.path / USERS)
+        users = self._user_vectors()
         finetune(
             r.model.backbone,
             data,
@@ -410,10 +412,30 @@ class Pipeline:
             teachers=[self._trained(kind) for kind in r.train.teachers],
             data_sha256=read_json(self.run.path / REPORT).get("split_sha256"),
             validate=self._validator(users) if r.train.validate_steps else None,
-            row_vectors=row_vectors,
+            row_vectors=self._row_vectors(data["train"], users),
         )
         if is_main_process():
             say(f"  saved {self.run.path / MODEL} ({megabytes(self.run.path / MODEL):.1f} MB)")
+
+    def _check_tasks(self, seq2seq: bool) -> None:
+        """Raises RecipeError if the mixture trains nothing that can be ranked."""
+        r = self.recipe
+        make_asker(r.tasks, r.decoding.method != "grounded", seq2seq)
+        if r.decoding.method != "constrained" and title_template(r.tasks) is None:
+            raise RecipeError(
+                f"decoding.method={r.decoding.method} needs a model that writes titles, and no family of tasks.mixture asks "
+                "for the title of the next item from titles alone. Add one that does, such as bigrec."
+            )
+
+    def _row_vectors(self, rows: Any, users: Any) -> np.ndarray | None:
+        """Returns the vectors of training rows' users, and keeps what they come from; None where there are none."""
+        if users is None:
+            return None
+        known = known_before(rows["task"], rows["key"], self.split, self.recipe.tasks)
+        user_ids, histories = zip(*known, strict=True)
+        if is_main_process():
+            users.save(self.run.path / USERS)
+        return users.of(histories, user_ids)
 
     def _validator(self, users: Any) -> Callable[[Any, Any], dict[str, float]]:
         """Returns what ranks a sample of validation rows with a model while it is trained."""
@@ -562,6 +584,7 @@ class Pipeline:
             if r.decoding.method != "constrained" and r.decoding.grounding.inject == "popularity":
                 np.save(part / "popularity.npy", self.judge.counts)
             about = {
+                "task": r.evaluate.task,
                 "settings": r.decoding.model_dump(mode="json"),
                 "gamma": gamma,
                 "tuning": tuning,
@@ -780,3 +803,12 @@ def _vectors_of(users: Any, held_out: HeldOut, rows: Sequence[int]) -> np.ndarra
         return None
     histories, names = [held_out.histories[row] for row in rows], [held_out.user_ids[row] for row in rows]
     return users.of(histories, names)
+
+
+def pipeline_of(recipe: Recipe) -> Pipeline:
+    """Returns the stages of a recipe, which ranks items or predicts clicks (``evaluate.task``)."""
+    if recipe.evaluate.task == "ranking":
+        return Pipeline(recipe)
+    from genrec.click_pipeline import ClickPipeline
+
+    return ClickPipeline(recipe)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from genrec.pipeline import Pipeline
+from genrec.pipeline import pipeline_of
 from genrec.recipe import load_recipe, shipped_recipes
 
 from planted import rich_catalog, rich_log
@@ -37,6 +37,10 @@ def smaller(recipe):
         yield f"tasks.mixture.{name}={weight if isinstance(weight, float) else {'count': 8}}"
     if recipe.model.layers is not None:
         yield "model.layers=1"
+    if recipe.evaluate.task == "click":
+        yield "tasks.retrieve.encoder=words"
+        yield from ("click.epochs=1", "click.hidden=16", "evaluate.max_rows=20")
+        yield from (f"evaluate.search.{name}={{}}" for name in recipe.evaluate.search)
     if recipe.model.backbone == "new":
         yield from (f"model.new.{key}=16" for key in ("width", "head_size", "feed_forward"))
         yield from ("model.new.layers=1", "model.new.heads=2")
@@ -58,7 +62,7 @@ def test_every_shipped_recipe_trains_two_steps_and_is_evaluated(
     backbone = {"google-t5/t5-small": tiny_t5, "new": "new"}.get(shipped.model.backbone, tiny_backbone)
     where = [f"data.source={rich_folder}", f"run_dir={tmp_path / name}", f"model.backbone={backbone}"]
     recipe = load_recipe(name, [*where, *SIZES, *smaller(shipped)])
-    run = Pipeline(recipe).run_until("evaluate")
+    run = pipeline_of(recipe).run_until("evaluate")
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["training"]["num_steps"] == 2
     report = json.loads((run / "tasks" / "report.json").read_text())

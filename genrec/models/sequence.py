@@ -268,7 +268,7 @@ def train_sequence(
     curve: list[tuple[int, float]] = []
     spent_before = 0.0
     begun = hash_value([kind, s.model_dump(), list(item_ids), [len(h) for h in train]])
-    if checkpoint is not None and (state := _read_checkpoint(checkpoint, begun)) is not None:
+    if checkpoint is not None and (state := read_checkpoint(checkpoint, begun)) is not None:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["torch_rng"])
@@ -355,7 +355,7 @@ def _validation_ndcg(model: SequenceModel, split: Split, position: dict[ItemId, 
     return float(total / len(split.valid))
 
 
-def _read_checkpoint(path: Path, begun: str) -> dict[str, Any] | None:
+def read_checkpoint(path: Path, begun: str) -> dict[str, Any] | None:
     """Returns the state of the same training, or None where there is none that can be read."""
     try:
         state = torch.load(path, weights_only=True)

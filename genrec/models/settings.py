@@ -80,16 +80,52 @@ class GRU4RecSettings(SequenceSettings):
     hidden_size: int = Field(128, ge=1, description="Width of the recurrent state.")
 
 
+class ClickSettings(BaseModel):
+    """A click model: DIN, or SIM where the history is retrieved. Widths and dropout are RecLoRA's for its own."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["din", "sim"] = Field(
+        "din",
+        description="din: reads the latest behaviours. sim: the same network reads those nearest to the item that is asked for "
+        "(tasks.retrieve says by what).",
+    )
+    max_history: int = Field(60, ge=1, description="Most behaviours that are read; 60 is the paper's.")
+    embedding: int = Field(
+        32, ge=1, description="Width of the vector of a user, an item, a category or a rating."
+    )
+    hidden: int = Field(256, ge=1, description="Width of the hidden layers, the last of which is the vector.")
+    layers: int = Field(3, ge=1, description="Hidden layers.")
+    attention_hidden: int = Field(64, ge=1, description="Width of the hidden layers of the attention.")
+    attention_layers: int = Field(2, ge=1, description="Layers of the attention, its output among them.")
+    dropout: float = Field(0.1, ge=0, lt=1, description="Dropout behind each hidden layer.")
+    unknown_rate: float = Field(
+        0.02,
+        ge=0,
+        lt=1,
+        description="Share of users and of items that training takes for unknown ones, so that those who come later have a vector "
+        "that was trained. Ours; the paper says nothing of them.",
+    )
+    learning_rate: float = Field(1e-3, gt=0, description="Rate of AdamW.")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay.")
+    batch_size: int = Field(256, ge=1, description="Samples in a step.")
+    epochs: int = Field(20, ge=1, description="Most passes over the training samples.")
+    patience: int = Field(
+        2, ge=1, description="Passes without a better AUC on validation after which training ends."
+    )
+    seed: int = Field(0, ge=0, description="Seed of everything random.")
+
+
 class RecLoraSettings(BaseModel):
     """What RecLoRA has beyond a LoRA (docs/reclora.md)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    vectors: Literal["sasrec", "gru4rec", "codes", "file"] = Field(
+    vectors: Literal["sasrec", "gru4rec", "codes", "file", "click"] = Field(
         "sasrec",
         description="What a user's adapter is made from. sasrec, gru4rec: that recommender's state after the history. codes: "
         "residual k-means codes of SASRec's state, so that users of one code share an adapter. file: vectors of your own by user. "
-        "A user of whom nothing is known has the mean of the training users'.",
+        "click: the last hidden layer of the click model, which knows user and item, exactly with evaluate.task=click. A user of whom nothing is known has the mean of the training users'.",
     )
     file: str | None = Field(
         None,
@@ -127,8 +163,8 @@ class RecLoraSettings(BaseModel):
 
     @property
     def teacher(self) -> str | None:
-        """The sequence recommender that the vectors come from; None where they come from a file."""
-        return {"codes": "sasrec", "file": None}.get(self.vectors, self.vectors)
+        """The sequence recommender that the vectors come from; None where they come from a file or a click model."""
+        return {"codes": "sasrec", "file": None, "click": None}.get(self.vectors, self.vectors)
 
     @property
     def adapter(self) -> dict[str, object]:

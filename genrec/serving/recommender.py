@@ -157,12 +157,18 @@ class Recommender:
         """Returns the recommender of a finished run, or of a Hub repository that one was pushed to.
 
         Raises:
-            RunError: If it is neither, or its files do not belong together.
+            RunError: If it is neither, its files do not belong together, or it was trained to predict clicks.
             ModelError: If the backbone cannot be loaded.
         """
         run = Path(path_or_hub_id)
         if not run.is_dir():
             run = _download(str(path_or_hub_id))
+        decoding = run / DECODING / "decoding.json"
+        if decoding.exists() and read_json(decoding).get("task") == "click":
+            raise RunError(
+                f"The model in {run} answers yes or no to one item (evaluate.task=click) and recommends nothing. genrec evaluate "
+                f"{run} measures it; to recommend, run a recipe with evaluate.task=ranking."
+            )
         model, renderer, _, items = load_trained(run, dtype)
         from genrec.decoding.beam import ConstrainedDecoder
 

@@ -690,6 +690,13 @@ def title_template(settings: TaskSettings) -> Template | None:
     return _first_template(settings, "asks_for_title")
 
 
+def click_family(settings: TaskSettings) -> Family | None:
+    """Returns the mixture's first family that answers yes or no to an item, if there is one."""
+    known = load_families(settings.files)
+    families = (cast(Family, lookup(known, name, "family of tasks")) for name in settings.mixture)
+    return next((family for family in families if family.samples == "click"), None)
+
+
 def asks_for_identifiers(settings: TaskSettings) -> bool:
     """Returns whether the mixture asks for the next item's identifier from identifiers alone, as ``make_asker`` wants it."""
     return "next_item" in settings.mixture or _first_template(settings, "asks_from_history") is not None
@@ -706,9 +713,11 @@ def make_renderer(
 ) -> Renderer:
     """Returns the renderer that serves what was trained with these settings; errors as ``make_asker``.
 
-    A mixture that asks for titles alone is served by them (``TitlePrompts``), and need not ask for identifiers.
+    A mixture that asks for titles alone is served by them (``TitlePrompts``), and one that answers yes or no by both answers'
+    probabilities; neither need ask for identifiers.
     """
-    asker = make_asker(settings, title_template(settings) is None, text_to_text)
+    strict = title_template(settings) is None and click_family(settings) is None
+    asker = make_asker(settings, strict, text_to_text)
     return Renderer(tokenizer, index, asker, settings.max_history, settings.max_tokens, text_to_text)
 
 

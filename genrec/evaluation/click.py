@@ -1,0 +1,231 @@
+"""How good probabilities of clicks are, how sure that is, and whether two models differ: everything over users."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
+
+from genrec.core.errors import DataError, RecipeError
+from genrec.evaluation.significance import LEVEL, holm
+
+CLICK_METRICS = ("AUC", "log_loss", "accuracy", "calibration_error")
+# In which less is better.
+FALLING = ("log_loss", "calibration_error")
+TEST = "bootstrap over users"
+BINS = 10
+_CHUNK = 2_000_000
+# As scikit-learn's log loss cuts probabilities off.
+_LEAST = float(np.finfo(np.float64).eps)
+
+
+def click_metrics(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
+    """Returns ``CLICK_METRICS`` of probabilities of yes.
+
+    ``AUC``: how often a liked row has more than one not liked, ties counting half. ``log_loss``: natural logarithms, lower is
+    better. ``accuracy``: share of rows on the right side, yes from .5 on. ``calibration_error``: rows in ten groups of
+    equal size by probability, the mean distance between a group's mean probability and its share of likes (Naeini et al., AAAI
+    2015, who take groups of equal width); lower is better.
+
+    Args:
+        labels: ``(rows,)`` 0 or 1.
+        probabilities: ``(rows,)`` in [0, 1].
+
+    Raises:
+        DataError: If lengths differ, a label is not 0 or 1, a probability is not in [0, 1], or all labels are the same.
+    """
+    labels, probabilities = _checked(labels, probabilities)
+    groups = calibration(labels, probabilities)
+    return {
+        "AUC": float(roc_auc_score(labels, probabilities)),
+        "log_loss": float(log_loss(labels, probabilities)),
+        "accuracy": float(accuracy_score(labels, probabilities >= 0.5)),
+        "calibration_error": sum(abs(p - share) * rows for p, share, rows in groups) / len(labels),
+    }
+
+
+def compare_clicks(
+    labels: np.ndarray,
+    probabilities: Mapping[str, np.ndarray],
+    users: np.ndarray,
+    pairs: Sequence[tuple[str, str]] = (),
+    resamples: int = 1000,
+    seed: int = 0,
+) -> tuple[dict[str, dict[str, tuple[float, float]]], list[dict[str, Any]]]:
+    """Returns every model's 95% intervals, and an entry for each pair and metric with the difference and how sure it is.
+
+    Users are drawn again with all their rows, the same ones for every model (percentile bootstrap; Efron, Annals of
+    Statistics 1979). A difference's ``p`` is two-sided: twice the smaller share of draws in which it is on the one side of
+    zero or on the other, each share with one draw added, so that it is never 0; ``p_holm`` is corrected over all entries.
+    Draws that hold one answer only have no AUC and do not count. The calibration error has no interval: drawn again, groups of few rows
+    always look worse calibrated.
+
+    Args:
+        labels: ``(rows,)`` 0 or 1.
+        probabilities: ``(rows,)`` of each model.
+        users: ``(rows,)`` whose row each is, as numbers or names.
+        pairs: Models compared, a - b.
+        resamples: Draws.
+        seed: Of the draws.
+
+    Raises:
+        DataError: As ``click_metrics``.
+        RecipeError: If there is no resample.
+    """
+    if resamples < 1:
+        raise RecipeError(f"A bootstrap takes 1 resample or more, got {resamples}.")
+    checked = {name: _checked(labels, each) for name, each in probabilities.items()}
+    if len(users) != len(labels):
+        raise DataError(f"{len(users):,} users for {len(labels):,} rows; each row needs one.")
+    owner = np.unique(users, return_inverse=True)[1]
+    num_users, rng = int(owner.max()) + 1, np.random.default_rng(seed)
+    statistics = {name: _Weighted(*pair) for name, pair in checked.items()}
+    drawn: dict[str, list[np.ndarray]] = {name: [] for name in statistics}
+    step = max(1, _CHUNK // len(owner))
+    for first in range(0, resamples, step):
+        size = min(step, resamples - first)
+        weights = rng.multinomial(num_users, np.full(num_users, 1 / num_users), size)[:, owner]
+        for name, each in statistics.items():
+            drawn[name].append(each(weights))
+    draws = {name: np.concatenate(parts) for name, parts in drawn.items()}
+    sides = [50 * (1 - LEVEL), 50 * (1 + LEVEL)]
+    names = CLICK_METRICS[:3]
+
+    def interval(values: np.ndarray) -> tuple[float, float]:
+        low, high = np.nanpercentile(values, sides) if not np.isnan(values).all() else (np.nan, np.nan)
+        return float(low), float(high)
+
+    intervals = {
+        name: {metric: interval(values[:, place]) for place, metric in enumerate(names)}
+        for name, values in draws.items()
+    }
+    entries: list[dict[str, Any]] = []
+    found = {name: click_metrics(*pair) for name, pair in checked.items()}
+    for a, b in pairs:
+        for place, metric in enumerate(names):
+            apart = draws[a][:, place] - draws[b][:, place]
+            apart = apart[~np.isnan(apart)]
+            below, above = (int((apart <= 0).sum()), int((apart >= 0).sum()))
+            entries.append(
+                {
+                    "metric": metric,
+                    "a": a,
+                    "b": b,
+                    "difference": found[a][metric] - found[b][metric],
+                    "interval": list(interval(apart)) if len(apart) else [float("nan")] * 2,
+                    "p": min(1.0, 2 * (1 + min(below, above)) / (1 + len(apart))),
+                    "test": TEST,
+                    "num_users": num_users,
+                }
+            )
+    for entry, corrected in zip(entries, holm([entry["p"] for entry in entries]), strict=True):
+        entry["p_holm"] = corrected
+    return intervals, entries
+
+
+def calibration(labels: np.ndarray, probabilities: np.ndarray) -> list[tuple[float, float, int]]:
+    """Returns, for ten groups of equal size by probability, the mean probability, the share of likes and the number of rows.
+
+    Errors as ``click_metrics``.
+    """
+    labels, probabilities = _checked(labels, probabilities)
+    groups = np.array_split(np.argsort(probabilities, kind="stable"), min(BINS, len(labels)))
+    # Rows of one probability count alike, in whichever group they come to stand.
+    place, count = np.unique(probabilities, return_inverse=True, return_counts=True)[1:]
+    likes = (np.bincount(place, labels) / count)[place]
+    return [(float(probabilities[each].mean()), float(likes[each].mean()), len(each)) for each in groups]
+
+
+def click_protocol(report: Mapping[str, Any]) -> str:
+    """Returns how the numbers of a report were made, in words."""
+    p = report["protocol"]
+    drawn = "" if p["drawn_rows"] is None else ", drawn by the seed"
+    left = f"; {p['left_out_rows']:,} rows that no prompt can ask are left out" if p["left_out_rows"] else ""
+    return (
+        f"{p['split']}, {p['on']} rows: {p['num_rows']:,} of {p['num_users']:,} users{drawn}, the same for every model{left}; yes is "
+        f"{p['yes']}, {p['share_of_yes']:.1%} of them; seed {report['seed']}."
+    )
+
+
+def click_table(report: Mapping[str, Any]) -> str:
+    """Returns the metrics of baselines and model as a table of text, with intervals and tests."""
+    entries = [*report["baselines"].values(), report["model"]]
+    width = max(len(entry["name"]) for entry in entries)
+    lines = ["", " " * width + "".join(f"{name.replace('_error', ''):>13}" for name in CLICK_METRICS)]
+    lines.append("-" * (width + 13 * len(CLICK_METRICS)))
+    for entry in entries:
+        values = "".join(f"{entry['metrics'][name]:>13.4f}" for name in CLICK_METRICS)
+        lines.append(f"{entry['name']:<{width}}{values}")
+    low, high = report["model"]["intervals"]["AUC"]
+    lines += [
+        "",
+        click_protocol(report),
+        f"95% interval of the last row's AUC over users: [{low:.4f}, {high:.4f}].",
+    ]
+    lines.append("The last row minus each other, 95% interval, p of a bootstrap over users (Holm):")
+    lines += [f"  {line}" for line in click_test_lines(report)]
+    return "\n".join([*lines, ""])
+
+
+def click_test_lines(report: Mapping[str, Any]) -> list[str]:
+    """Returns a line for every model that the run's own was compared with."""
+    found = []
+    for key, entry in report["baselines"].items():
+        parts = []
+        for test in (test for test in report["tests"] if test["b"] == key):
+            low, high = test["interval"]
+            numbers = f"{test['metric']} {test['difference']:+.4f} [{low:+.4f}, {high:+.4f}]"
+            parts.append(f"{numbers} p {test['p_holm']:.4f}")
+        found.append(f"{entry['name']}: {'; '.join(parts)}")
+    return found
+
+
+class _Weighted:
+    """AUC, log loss and accuracy of rows that each come so many times."""
+
+    def __init__(self, labels: np.ndarray, probabilities: np.ndarray) -> None:
+        self._order = np.argsort(probabilities, kind="stable")
+        held = probabilities[self._order]
+        # Where each group of equal probabilities begins.
+        self._start = np.flatnonzero(np.append(True, held[1:] != held[:-1]))
+        self._liked = labels[self._order].astype(np.float64)
+        cut = np.clip(probabilities, _LEAST, 1 - _LEAST)
+        self._loss = -np.where(labels == 1, np.log(cut), np.log1p(-cut))
+        self._right = ((probabilities >= 0.5) == (labels == 1)).astype(np.float64)
+
+    def __call__(self, weights: np.ndarray) -> np.ndarray:
+        """Returns ``(draws, 3)`` values for ``(draws, rows)`` weights, NaN where there is no AUC."""
+        ordered = weights[:, self._order]
+        liked = np.add.reduceat(ordered * self._liked, self._start, 1)
+        other = np.add.reduceat(ordered * (1 - self._liked), self._start, 1)
+        below = np.cumsum(other, 1) - other / 2
+        pairs = liked.sum(1) * other.sum(1)
+        with np.errstate(invalid="ignore"):
+            area = np.where(pairs > 0, (liked * below).sum(1) / pairs, np.nan)
+        total = weights.sum(1)
+        return np.stack([area, weights @ self._loss / total, weights @ self._right / total], 1)
+
+
+def _checked(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns labels as they are, and probabilities as float64; errors as ``click_metrics``."""
+    labels, probabilities = np.asarray(labels), np.asarray(probabilities, np.float64)
+    if labels.shape != probabilities.shape or labels.ndim != 1 or not len(labels):
+        raise DataError(
+            f"Labels of shape {labels.shape} came with probabilities of shape {probabilities.shape}; both must be (rows,), "
+            "with at least one row."
+        )
+    if not np.isin(labels, (0, 1)).all():
+        raise DataError(f"A label is 0 or 1, got {labels[~np.isin(labels, (0, 1))][0]}.")
+    wrong = ~((probabilities >= 0) & (probabilities <= 1))
+    if wrong.any():
+        row = int(np.flatnonzero(wrong)[0])
+        raise DataError(f"The probability of row {row} is {probabilities[row]}; each must be in [0, 1].")
+    if labels.min() == labels.max():
+        answer = "yes" if labels[0] == 1 else "no"
+        raise DataError(
+            f"All {len(labels):,} rows have the answer {answer}, and no AUC is defined. Measure rows of both answers: set "
+            "tasks.like_from between the ratings, or measure more rows."
+        )
+    return labels, probabilities
