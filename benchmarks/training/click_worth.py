@@ -76,7 +76,7 @@ def main() -> int:
                 "gates": report.get("gates"),
                 "recipe": recipe.model_dump(mode="json"),
             }
-            others = {name: entry for name, entry in report["baselines"].items()}
+            others: dict[str, Any] = report["baselines"]
             said |= {name: table[name].to_numpy() for name in others}
         pairs = [(OWN, name) for name in said if name != OWN]
         intervals, tests = compare_clicks(labels, said, users, pairs, 2000)
