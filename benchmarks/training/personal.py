@@ -156,7 +156,7 @@ def measured(rounds: int, layers: int) -> dict[str, Any]:
     trained = {
         way: {
             "adapter": sum(
-                p.numel() for n, p in model.named_parameters() if "lora_" in n and p.requires_grad
+                p.numel() for n, p in model.named_parameters() if "lora_A." in n or "lora_B." in n
             ),
             "gates": sum(p.numel() for n, p in model.named_parameters() if "reclora_gate" in n),
             # What is kept of a user: the vector. While a batch is answered: a weight an expert and gate; and, mixing weights,
