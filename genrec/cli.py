@@ -121,6 +121,31 @@ def build_parser() -> argparse.ArgumentParser:
     recommend.add_argument(
         "--why-picture", metavar="FILE", help="draw it: .svg, or .html with the history and the list"
     )
+    batch = commands.add_parser(
+        "batch",
+        help="recommend to any number of users, into parts on disk; accelerate launch -m genrec batch divides them",
+    )
+    batch.add_argument("run", help="folder of a finished run, or a Hub id")
+    batch.add_argument(
+        "--histories", metavar="FILE", help="Parquet with user_id and history (default: the run's own)"
+    )
+    batch.add_argument(
+        "--out", required=True, metavar="FOLDER", help="new, empty, or begun with the same arguments"
+    )
+    batch.add_argument("-k", type=int, default=10, help="items wanted (default 10)")
+    batch.add_argument("--beams", type=int, help="beam width (default: the larger of k and 20)")
+    batch.add_argument(
+        "--method", choices=("constrained", "grounded", "fused"), help="default: that of the run"
+    )
+    batch.add_argument("--exclude", nargs="+", default=[], metavar="ITEM_ID", help="items that must not come")
+    batch.add_argument("--allow", nargs="+", metavar="ITEM_ID", help="the only items that may come")
+    batch.add_argument(
+        "--allow-seen", action="store_true", help="let items of the history be recommended again"
+    )
+    batch.add_argument(
+        "--unknown", choices=("error", "skip", "title"), default="error", help="as genrec recommend"
+    )
+    batch.add_argument("--rows-per-part", type=int, default=10_000, help="rows of a file (default 10,000)")
     update = commands.add_parser(
         "update",
         help="take later interactions into a finished run: longer histories, new vectors of users; --train learns on",
@@ -271,6 +296,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _keys()
         elif options.command == "recommend":
             _recommend(options)
+        elif options.command == "batch":
+            _batch(options)
         elif options.command == "update":
             _update(options)
         elif options.command == "export":
@@ -307,6 +334,28 @@ def _run(source: str | None, overrides: Sequence[str], command: str) -> None:
     pipeline.run_until("evaluate" if command == "run" else command)
     if command in ("run", "evaluate"):
         pipeline.print_results()
+
+
+def _batch(options: argparse.Namespace) -> None:
+    from genrec.core.processes import is_main_process
+    from genrec.serving import Recommender
+    from genrec.serving.offline import recommend_to
+
+    folder = recommend_to(
+        options.out,
+        Recommender.from_pretrained(options.run),
+        options.histories,
+        k=options.k,
+        exclude_history=not options.allow_seen,
+        exclude=options.exclude,
+        allow=options.allow,
+        beams=options.beams,
+        method=options.method,
+        unknown=options.unknown,
+        rows_per_part=options.rows_per_part,
+    )
+    if is_main_process():
+        print(f"Recommendations: {folder}")
 
 
 def _update(options: argparse.Namespace) -> None:

@@ -17,7 +17,7 @@ import pyarrow.parquet as pa_parquet
 
 from genrec._version import __version__
 from genrec.core.errors import DataError, IndexingError, RunError, UnknownItemError, nearest, require
-from genrec.core.files import megabytes, read_json
+from genrec.core.files import hash_folder, hash_value, megabytes, read_json
 from genrec.core.progress import say
 from genrec.data_prep import ItemCatalog, ItemId, UserId, check_manifest
 from genrec.decoding.settings import DecodingSettings, Method
@@ -434,6 +434,12 @@ class Recommender:
         tree = beam_tree(levels, self._decoder.index, self.items, ranking, left_out)
         titles = [(item, self.items.title(item)) for item in history]
         return Explanation(titles, self._recommendations(ranking), tree)
+
+    @cached_property
+    def identity(self) -> str:
+        """Digest of what decides a list: the model's files, the index and the catalogue as it stands."""
+        index, titles = self._decoder.index, self.items.item_ids
+        return hash_value([hash_folder(self.run_dir / MODEL), index.hash, titles])
 
     def gate_weights(
         self,
