@@ -93,6 +93,27 @@ def test_the_command_prints_the_table(done, capsys):
     assert "the same for every model" in out
 
 
+def test_runs_on_the_same_rows_are_compared(done, tmp_path, capsys):
+    import shutil
+
+    run, _ = done
+    other = tmp_path / "other"
+    shutil.copytree(run, other)
+    assert main(["compare", str(run), str(other)]) == 0
+    out = capsys.readouterr().out
+    assert out.count("not told apart") == 3
+    assert "+0.0000 [+0.0000, +0.0000], p 1.0000" in out
+    assert main(["compare", str(run), str(other), "--metrics", "AUC"]) != 0
+    table = pq.read_table(other / "predictions.parquet")
+    pq.write_table(table.slice(1), other / "predictions.parquet")
+    assert main(["compare", str(run), str(other)]) != 0
+    assert "not measured on the same rows" in capsys.readouterr().err
+    assert main(["compare", str(run), str(run)]) != 0
+    (other / "metrics.json").write_text("{}")
+    assert main(["compare", str(run), str(other)]) != 0
+    assert "is no evaluated run" in capsys.readouterr().err
+
+
 def test_probabilities_are_those_of_the_two_answers_and_know_the_click_model(done):
     import torch
 

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pa_parquet
 from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
 
-from genrec.core.errors import DataError, RecipeError
+from genrec.core.errors import DataError, RecipeError, RunError
+from genrec.core.files import read_json
 from genrec.evaluation.significance import LEVEL, holm
 
 CLICK_METRICS = ("AUC", "log_loss", "accuracy", "calibration_error")
 # In which less is better.
 FALLING = ("log_loss", "calibration_error")
 TEST = "bootstrap over users"
+METRICS_FILE, PREDICTIONS_FILE = "metrics.json", "predictions.parquet"
 BINS = 10
 _CHUNK = 2_000_000
 # As scikit-learn's log loss cuts probabilities off.
@@ -152,12 +157,7 @@ def click_protocol(report: Mapping[str, Any]) -> str:
 def click_table(report: Mapping[str, Any]) -> str:
     """Returns the metrics of baselines and model as a table of text, with intervals and tests."""
     entries = [*report["baselines"].values(), report["model"]]
-    width = max(len(entry["name"]) for entry in entries)
-    lines = ["", " " * width + "".join(f"{name.replace('_error', ''):>13}" for name in CLICK_METRICS)]
-    lines.append("-" * (width + 13 * len(CLICK_METRICS)))
-    for entry in entries:
-        values = "".join(f"{entry['metrics'][name]:>13.4f}" for name in CLICK_METRICS)
-        lines.append(f"{entry['name']:<{width}}{values}")
+    lines = _table([(entry["name"], entry["metrics"]) for entry in entries])
     low, high = report["model"]["intervals"]["AUC"]
     lines += [
         "",
@@ -180,6 +180,63 @@ def click_test_lines(report: Mapping[str, Any]) -> list[str]:
             parts.append(f"{numbers} p {test['p_holm']:.4f}")
         found.append(f"{entry['name']}: {'; '.join(parts)}")
     return found
+
+
+def predicts_clicks(folder: str | Path) -> bool:
+    """Returns whether a folder is an evaluated run that predicts clicks."""
+    file = Path(folder) / METRICS_FILE
+    return file.is_file() and read_json(file).get("protocol", {}).get("task") == "click"
+
+
+def compare_click_runs(folders: Sequence[str | Path], resamples: int = 10_000) -> str:
+    """Returns evaluated runs of clicks side by side as text: metrics, then each pair's differences, corrected over all of them.
+
+    Raises:
+        RunError: If there are fewer than two, one comes twice or predicts no clicks, or they did not answer the same rows.
+        DataError: As ``compare_clicks``.
+    """
+    paths = [str(folder) for folder in folders]
+    if len({Path(path).resolve() for path in paths}) < max(2, len(paths)):
+        raise RunError(f"Give two or more different runs to compare, got {', '.join(paths) or 'none'}.")
+    reports, tables = [], []
+    for path in paths:
+        if not predicts_clicks(path):
+            raise RunError(f"{path} is no evaluated run of evaluate.task=click, as {paths[0]} is.")
+        reports.append(read_json(Path(path) / METRICS_FILE))
+        tables.append(pa_parquet.read_table(Path(path) / PREDICTIONS_FILE))
+    first = tables[0]
+    for path, report, table in zip(paths, reports, tables, strict=True):
+        same = report["protocol"]["data_hash"] == reports[0]["protocol"]["data_hash"]
+        if not same or any(table[name] != first[name] for name in ("key", "item_id", "label")):
+            raise RunError(
+                f"{paths[0]} and {path} were not measured on the same rows. Evaluate them on the same data with the same data.*, "
+                "tasks.like_from, evaluate.max_rows and evaluate.seed."
+            )
+    found = {path: table["model"].to_numpy() for path, table in zip(paths, tables, strict=True)}
+    pairs = list(combinations(paths, 2))
+    _, tests = compare_clicks(first["label"].to_numpy(), found, first["user_id"].to_numpy(), pairs, resamples)
+    names = [f"{path} (seed {report['seed']})" for path, report in zip(paths, reports, strict=True)]
+    lines = _table([(name, report["model"]["metrics"]) for name, report in zip(names, reports, strict=True)])
+    lines += ["", click_protocol(reports[0]).rpartition("; seed")[0] + ".", ""]
+    lines.append(f"First minus second, 95% interval, {TEST} (Holm over all):")
+    for test in tests:
+        low, high = test["interval"]
+        better = (test["difference"] > 0) != (test["metric"] in FALLING)
+        verdict = "not told apart" if test["p_holm"] >= 0.05 else "ahead" if better else "behind"
+        lines.append(
+            f"  {test['metric']}: {test['a']} - {test['b']}: {test['difference']:+.4f} [{low:+.4f}, {high:+.4f}], "
+            f"p {test['p']:.4f}, corrected {test['p_holm']:.4f}: {verdict}"
+        )
+    return "\n".join(lines)
+
+
+def _table(rows: Sequence[tuple[str, Mapping[str, float]]]) -> list[str]:
+    width = max(len(name) for name, _ in rows)
+    lines = ["", " " * width + "".join(f"{name.replace('_error', ''):>13}" for name in CLICK_METRICS)]
+    lines.append("-" * (width + 13 * len(CLICK_METRICS)))
+    for name, metrics in rows:
+        lines.append(f"{name:<{width}}" + "".join(f"{metrics[metric]:>13.4f}" for metric in CLICK_METRICS))
+    return lines
 
 
 class _Weighted:
