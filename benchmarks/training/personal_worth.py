@@ -58,7 +58,19 @@ WAYS: dict[str, dict[str, Any]] = {
     "RecLoRA": {"train": PERSONAL},
     "RecLoRA, one vector for everyone": {"train": PERSONAL},
 }
+TAUGHT = {"teacher": "sasrec", "teacher_weight": 0.8}
+WAYS |= {
+    "LoRA, its own rows, taught by SASRec": {
+        "train": {"lora_r": 18, "lora_alpha": 36, **TAUGHT},
+        "model": {"rows_start": "text+teacher"},
+        "tasks": {"context": 0, "cuts": 3},
+    },
+    "RecLoRA, taught by SASRec": {"train": PERSONAL | TAUGHT, "model": {"rows_start": "text+teacher"}},
+}
 OWN, ALIKE = "RecLoRA", "RecLoRA, one vector for everyone"
+PAIRS = [(OWN, other) for other in WAYS if other != OWN and "taught" not in other]
+PAIRS += [(OWN, "sasrec"), ("RecLoRA, taught by SASRec", "LoRA, its own rows, taught by SASRec")]
+PAIRS += [("RecLoRA, taught by SASRec", "sasrec")]
 
 
 def recipe_of(way: str, seed: int) -> Recipe:
@@ -141,8 +153,7 @@ def main() -> int:
         means["sasrec"] = {
             name: np.mean([row["sasrec"][name] for row in own.values()], 0) for name in MEASURES
         }
-        pairs = [(OWN, other) for other in means if other != OWN]
-        tests = compare_models(means, next(iter(own.values()))["users"], pairs, list(MEASURES))
+        tests = compare_models(means, next(iter(own.values()))["users"], PAIRS, list(MEASURES))
         for rows in ways.values():
             for row in rows.values():
                 for name in ("users", "values", "sasrec"):

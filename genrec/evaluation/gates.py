@@ -30,11 +30,12 @@ ALIKE = 0.01
 def gate_report(weights: Mapping[str, np.ndarray], groups: Mapping[str, Groups]) -> dict[str, Any]:
     """Returns what the gates of a model do with some users.
 
-    ``mean``: each expert's weight over users and layers; ``groups``: the same of each group of users. ``entropy``: of a
-    user's weights, on average, as a share of the greatest there is (0: one expert each, 1: all alike); ``mean_entropy``:
-    that of the mean weights of a layer. ``between_users``: how far a user's weights are from the layer's mean, half the sum
-    of absolute differences, on average: 0 is one adapter for everyone. ``collapsed``: layers in which one expert has at
-    least 0.9 of the mean weight. ``alike``: whether ``between_users`` is at most 0.01.
+    ``between_users``: how far a user's weights are from the layer's mean, half the sum of absolute differences, over users and
+    layers: 0 is one adapter for everyone; ``between_by_layer`` has it for each. ``entropy``: of a user's weights, on average, as
+    a share of the greatest there is (0: one expert each, 1: all alike); ``mean_entropy``: that of the mean weights of a
+    layer. ``collapsed``: layers in which one expert has at least 0.9 of the mean weight. ``alike``: whether ``between_users`` is
+    at most 0.01. Experts of different layers have nothing in common but their number, so that ``mean``, each expert's mean
+    weight, and ``groups``, the same of each group of users, are those of one ``layer``: that which tells users apart most.
 
     Args:
         weights: ``{layer: (users, experts)}``, from ``RecLoraModel.gate_weights``.
@@ -56,10 +57,11 @@ def gate_report(weights: Mapping[str, np.ndarray], groups: Mapping[str, Groups])
             )
     every = np.stack([np.asarray(each, np.float64) for each in weights.values()])
     means = every.mean(1)
-    distance = 0.5 * np.abs(every - means[:, None]).sum(-1).mean()
+    distances = 0.5 * np.abs(every - means[:, None]).sum(-1).mean(1)
+    distance, place_of = float(distances.mean()), int(distances.argmax())
     leading = means.max(1)
     collapsed = [layer for layer, most in zip(weights, leading, strict=True) if most >= COLLAPSED]
-    of_users = every.mean(0)
+    of_users = every[place_of]
     return {
         "users": num_users,
         "layers": len(weights),
@@ -67,7 +69,9 @@ def gate_report(weights: Mapping[str, np.ndarray], groups: Mapping[str, Groups])
         "mean": of_users.mean(0).tolist(),
         "entropy": float(_entropy(every).mean()),
         "mean_entropy": float(_entropy(means).mean()),
-        "between_users": float(distance),
+        "between_users": distance,
+        "between_by_layer": dict(zip(weights, distances.tolist(), strict=True)),
+        "layer": list(weights)[place_of],
         "largest_share": float(leading.max()),
         "collapsed": collapsed if num_experts > 1 else [],
         "alike": bool(distance <= ALIKE),
@@ -130,8 +134,8 @@ def gate_section(report: Mapping[str, Any] | None) -> str:
     )
     said = " ".join(map(escaped, gate_lines(report)))
     note = (
-        f'<p class="note">Mean weights of {plural(report["users"], "user")} over {report["layers"]:,} layers. '
-        f"A user's weights have {share(report['entropy'])} of the greatest entropy, a layer's mean weights "
+        f'<p class="note">Mean weights of {plural(report["users"], "user")} in the layer that tells users apart most, '
+        f"{escaped(report['layer'])} ({report['between_by_layer'][report['layer']]:.3f} from their mean). A user's weights have {share(report['entropy'])} of the greatest entropy, a layer's mean weights "
         f"{share(report['mean_entropy'])}.</p>"
     )
     picture = (

@@ -31,6 +31,15 @@ def test_users_who_have_an_expert_each_differ():
     assert "Users differ" in gate_section(found)
 
 
+def test_the_layer_that_tells_users_apart_is_shown():
+    own = [[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]]
+    found = report_of([[0.5, 0.5]] * 4, own, [[0.0, 1.0]] * 4)
+    assert found["layer"] == "layers.1.q_proj"
+    assert list(found["between_by_layer"].values()) == [0.0, 0.5, 0.0]
+    assert found["groups"]["history length"]["short"]["mean"] == [1.0, 0.0]
+    assert "layers.1.q_proj" in gate_section(found)
+
+
 def test_one_expert_for_everyone_is_a_collapse():
     found = report_of([[0.97, 0.03]] * 4, [[0.5, 0.5]] * 4)
     assert found["collapsed"] == ["layers.0.q_proj"]
