@@ -9,7 +9,7 @@ import yaml
 
 from genrec.cli import main
 from genrec.core.errors import RecipeError, RunError
-from genrec.evaluation.click import click_metrics
+from genrec.evaluation.click import measure_clicks
 from genrec.pipeline import pipeline_of
 from genrec.recipe import parse_recipe
 from genrec.serving import Recommender
@@ -68,7 +68,7 @@ def test_every_model_is_measured_on_the_same_rows_and_can_be_measured_again(done
     names = ["constant", "logistic_regression", "deepfm", "click"]
     assert list(report["baselines"]) == names
     for name, entry in [("model", report["model"]), *report["baselines"].items()]:
-        assert entry["metrics"] == pytest.approx(click_metrics(labels, table[name].to_numpy()))
+        assert entry["metrics"] == pytest.approx(measure_clicks(labels, table[name].to_numpy()))
     assert [test["b"] for test in report["tests"][::3]] == names
     assert len(report["baselines"]["click"]["tuning"]["trials"]) == 2
     assert report["training"]["num_rows"] == 60
