@@ -497,9 +497,18 @@ def _report_index(options: argparse.Namespace) -> None:
 def _compare(options: argparse.Namespace) -> None:
     from pathlib import Path
 
+    from genrec.core.errors import RecipeError
+    from genrec.evaluation.click import compare_click_runs, predicts_clicks
     from genrec.evaluation.offline import compare_runs, comparison_text
     from genrec.evaluation.page import write_comparison
 
+    if any(map(predicts_clicks, options.runs)):
+        if options.html or options.metrics:
+            raise RecipeError(
+                "Runs that predict clicks are compared as text, in all metrics: leave --html and --metrics out."
+            )
+        print(compare_click_runs(options.runs))
+        return
     comparison = compare_runs(options.runs, options.metrics)
     print(comparison_text(comparison))
     if options.html:

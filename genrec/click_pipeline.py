@@ -20,7 +20,8 @@ from genrec.core.files import atomic_path, hash_value, megabytes, read_json, wri
 from genrec.core.processes import divided, is_main_process
 from genrec.core.progress import say
 from genrec.evaluation.baselines import search
-from genrec.evaluation.click import calibration, click_metrics, click_table, compare_clicks
+from genrec.evaluation.beyond import reliability
+from genrec.evaluation.click import PREDICTIONS_FILE, click_table, compare_clicks, measure_clicks
 from genrec.evaluation.click_baselines import CLICK_BASELINES, ClickTask, check_click_baselines
 from genrec.evaluation.gates import gate_lines, gate_report
 from genrec.evaluation.page import write_click_page
@@ -57,7 +58,7 @@ from genrec.training.finetune import (
     load_trained,
 )
 
-CLICK, PREDICTIONS = "click", "predictions.parquet"
+CLICK = "click"
 # By which settings and epochs are chosen.
 CLICK_METRIC = "AUC"
 
@@ -100,7 +101,7 @@ class ClickPipeline(Pipeline):
             "index": before["index"],
             "train": (self._train, trained),
             "baselines": (self._baselines, [BASELINE_RANKINGS]),
-            "evaluate": (self._evaluate, [DECODING, PREDICTIONS, METRICS, PAGE, CARD]),
+            "evaluate": (self._evaluate, [DECODING, PREDICTIONS_FILE, METRICS, PAGE, CARD]),
         }
 
     def _skipped(self, last: str) -> set[str]:
@@ -286,7 +287,7 @@ class ClickPipeline(Pipeline):
 
             def attempt(values: dict[str, Any], baseline: Any = baseline) -> tuple[float, Any]:
                 predict = baseline.fit(task, settings.seed, **values)
-                return click_metrics(valid.label, predict(valid))[CLICK_METRIC], predict
+                return measure_clicks(valid.label, predict(valid))[CLICK_METRIC], predict
 
             grid = settings.search.get(name, baseline.grid)
             chosen, trials, predict = search(name, grid, attempt)
@@ -412,9 +413,9 @@ class ClickPipeline(Pipeline):
         entries: dict[str, dict[str, Any]] = {
             name: kept[name]
             | {
-                "metrics": click_metrics(samples.label, each),
+                "metrics": measure_clicks(samples.label, each),
                 "intervals": {metric: list(ends) for metric, ends in intervals[name].items()},
-                "calibration": calibration(samples.label, each),
+                "reliability": reliability(samples.label, each),
             }
             for name, each in found.items()
         }
@@ -437,7 +438,7 @@ class ClickPipeline(Pipeline):
         if vectors is not None:
             report["gates"] = self._click_gates(model, vectors, samples)
         columns = {name: pa.array(each) for name, each in found.items()}
-        _write_predictions(self.run.path / PREDICTIONS, samples, **columns)
+        _write_predictions(self.run.path / PREDICTIONS_FILE, samples, **columns)
         write_json(self.run.path / METRICS, report)
         self._write_decoding(None, 0.0)
         write_click_page(self.run.path / PAGE, report, curve=training["losses"])

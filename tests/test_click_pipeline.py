@@ -9,7 +9,7 @@ import yaml
 
 from genrec.cli import main
 from genrec.core.errors import RecipeError, RunError
-from genrec.evaluation.click import click_metrics
+from genrec.evaluation.click import measure_clicks
 from genrec.pipeline import pipeline_of
 from genrec.recipe import parse_recipe
 from genrec.serving import Recommender
@@ -68,7 +68,7 @@ def test_every_model_is_measured_on_the_same_rows_and_can_be_measured_again(done
     names = ["constant", "logistic_regression", "deepfm", "click"]
     assert list(report["baselines"]) == names
     for name, entry in [("model", report["model"]), *report["baselines"].items()]:
-        assert entry["metrics"] == pytest.approx(click_metrics(labels, table[name].to_numpy()))
+        assert entry["metrics"] == pytest.approx(measure_clicks(labels, table[name].to_numpy()))
     assert [test["b"] for test in report["tests"][::3]] == names
     assert len(report["baselines"]["click"]["tuning"]["trials"]) == 2
     assert report["training"]["num_rows"] == 60
@@ -91,6 +91,27 @@ def test_the_command_prints_the_table(done, capsys):
     assert "Logistic regression" in out
     assert "DIN (the click model)" in out
     assert "the same for every model" in out
+
+
+def test_runs_on_the_same_rows_are_compared(done, tmp_path, capsys):
+    import shutil
+
+    run, _ = done
+    other = tmp_path / "other"
+    shutil.copytree(run, other)
+    assert main(["compare", str(run), str(other)]) == 0
+    out = capsys.readouterr().out
+    assert out.count("not told apart") == 3
+    assert "+0.0000 [+0.0000, +0.0000], p 1.0000" in out
+    assert main(["compare", str(run), str(other), "--metrics", "AUC"]) != 0
+    table = pq.read_table(other / "predictions.parquet")
+    pq.write_table(table.slice(1), other / "predictions.parquet")
+    assert main(["compare", str(run), str(other)]) != 0
+    assert "not measured on the same rows" in capsys.readouterr().err
+    assert main(["compare", str(run), str(run)]) != 0
+    (other / "metrics.json").write_text("{}")
+    assert main(["compare", str(run), str(other)]) != 0
+    assert "is no evaluated run" in capsys.readouterr().err
 
 
 def test_probabilities_are_those_of_the_two_answers_and_know_the_click_model(done):

@@ -3,47 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
+import pyarrow.parquet as pa_parquet
 
-from genrec.core.errors import DataError, RecipeError
+from genrec.core.errors import DataError, RecipeError, RunError
+from genrec.core.files import read_json
+from genrec.evaluation.beyond import probability_metrics
+from genrec.evaluation.metrics import click_metrics, labelled
 from genrec.evaluation.significance import LEVEL, holm
 
-CLICK_METRICS = ("AUC", "log_loss", "accuracy", "calibration_error")
+CLICK_METRICS = ("AUC", "LogLoss", "Accuracy", "ECE")
 # In which less is better.
-FALLING = ("log_loss", "calibration_error")
+FALLING = ("LogLoss", "ECE")
 TEST = "bootstrap over users"
-BINS = 10
+METRICS_FILE, PREDICTIONS_FILE = "metrics.json", "predictions.parquet"
 _CHUNK = 2_000_000
-# As scikit-learn's log loss cuts probabilities off.
-_LEAST = float(np.finfo(np.float64).eps)
 
 
-def click_metrics(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
-    """Returns ``CLICK_METRICS`` of probabilities of yes.
-
-    ``AUC``: how often a liked row has more than one not liked, ties counting half. ``log_loss``: natural logarithms, lower is
-    better. ``accuracy``: share of rows on the right side, yes from .5 on. ``calibration_error``: rows in ten groups of
-    equal size by probability, the mean distance between a group's mean probability and its share of likes (Naeini et al., AAAI
-    2015, who take groups of equal width); lower is better.
+def measure_clicks(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
+    """Returns ``CLICK_METRICS`` of probabilities of yes, as ``click_metrics`` and ``probability_metrics`` have them.
 
     Args:
-        labels: ``(rows,)`` 0 or 1.
+        labels: ``(rows,)`` 0 or 1, both of them.
         probabilities: ``(rows,)`` in [0, 1].
 
     Raises:
-        DataError: If lengths differ, a label is not 0 or 1, a probability is not in [0, 1], or all labels are the same.
+        DataError: As ``click_metrics``.
     """
-    labels, probabilities = _checked(labels, probabilities)
-    groups = calibration(labels, probabilities)
-    return {
-        "AUC": float(roc_auc_score(labels, probabilities)),
-        "log_loss": float(log_loss(labels, probabilities)),
-        "accuracy": float(accuracy_score(labels, probabilities >= 0.5)),
-        "calibration_error": sum(abs(p - share) * rows for p, share, rows in groups) / len(labels),
-    }
+    return click_metrics(labels, probabilities) | {"ECE": probability_metrics(labels, probabilities)["ECE"]}
 
 
 def compare_clicks(
@@ -59,8 +50,8 @@ def compare_clicks(
     Users are drawn again with all their rows, the same ones for every model (percentile bootstrap; Efron, Annals of
     Statistics 1979). A difference's ``p`` is two-sided: twice the smaller share of draws in which it is on the one side of
     zero or on the other, each share with one draw added, so that it is never 0; ``p_holm`` is corrected over all entries.
-    Draws that hold one answer only have no AUC and do not count. The calibration error has no interval: drawn again, groups of few rows
-    always look worse calibrated.
+    Draws that hold one answer only have no AUC and do not count. ECE has no interval: drawn again, rows come several times,
+    and any model looks worse calibrated.
 
     Args:
         labels: ``(rows,)`` 0 or 1.
@@ -76,7 +67,8 @@ def compare_clicks(
     """
     if resamples < 1:
         raise RecipeError(f"A bootstrap takes 1 resample or more, got {resamples}.")
-    checked = {name: _checked(labels, each) for name, each in probabilities.items()}
+    checked = {name: labelled(labels, each) for name, each in probabilities.items()}
+    found = {name: measure_clicks(*pair) for name, pair in checked.items()}
     if len(users) != len(labels):
         raise DataError(f"{len(users):,} users for {len(labels):,} rows; each row needs one.")
     owner = np.unique(users, return_inverse=True)[1]
@@ -102,7 +94,6 @@ def compare_clicks(
         for name, values in draws.items()
     }
     entries: list[dict[str, Any]] = []
-    found = {name: click_metrics(*pair) for name, pair in checked.items()}
     for a, b in pairs:
         for place, metric in enumerate(names):
             apart = draws[a][:, place] - draws[b][:, place]
@@ -125,19 +116,6 @@ def compare_clicks(
     return intervals, entries
 
 
-def calibration(labels: np.ndarray, probabilities: np.ndarray) -> list[tuple[float, float, int]]:
-    """Returns, for ten groups of equal size by probability, the mean probability, the share of likes and the number of rows.
-
-    Errors as ``click_metrics``.
-    """
-    labels, probabilities = _checked(labels, probabilities)
-    groups = np.array_split(np.argsort(probabilities, kind="stable"), min(BINS, len(labels)))
-    # Rows of one probability count alike, in whichever group they come to stand.
-    place, count = np.unique(probabilities, return_inverse=True, return_counts=True)[1:]
-    likes = (np.bincount(place, labels) / count)[place]
-    return [(float(probabilities[each].mean()), float(likes[each].mean()), len(each)) for each in groups]
-
-
 def click_protocol(report: Mapping[str, Any]) -> str:
     """Returns how the numbers of a report were made, in words."""
     p = report["protocol"]
@@ -152,12 +130,7 @@ def click_protocol(report: Mapping[str, Any]) -> str:
 def click_table(report: Mapping[str, Any]) -> str:
     """Returns the metrics of baselines and model as a table of text, with intervals and tests."""
     entries = [*report["baselines"].values(), report["model"]]
-    width = max(len(entry["name"]) for entry in entries)
-    lines = ["", " " * width + "".join(f"{name.replace('_error', ''):>13}" for name in CLICK_METRICS)]
-    lines.append("-" * (width + 13 * len(CLICK_METRICS)))
-    for entry in entries:
-        values = "".join(f"{entry['metrics'][name]:>13.4f}" for name in CLICK_METRICS)
-        lines.append(f"{entry['name']:<{width}}{values}")
+    lines = _table([(entry["name"], entry["metrics"]) for entry in entries])
     low, high = report["model"]["intervals"]["AUC"]
     lines += [
         "",
@@ -182,6 +155,63 @@ def click_test_lines(report: Mapping[str, Any]) -> list[str]:
     return found
 
 
+def predicts_clicks(folder: str | Path) -> bool:
+    """Returns whether a folder is an evaluated run that predicts clicks."""
+    file = Path(folder) / METRICS_FILE
+    return file.is_file() and read_json(file).get("protocol", {}).get("task") == "click"
+
+
+def compare_click_runs(folders: Sequence[str | Path], resamples: int = 10_000) -> str:
+    """Returns evaluated runs of clicks side by side as text: metrics, then each pair's differences, corrected over all of them.
+
+    Raises:
+        RunError: If there are fewer than two, one comes twice or predicts no clicks, or they did not answer the same rows.
+        DataError: As ``compare_clicks``.
+    """
+    paths = [str(folder) for folder in folders]
+    if len({Path(path).resolve() for path in paths}) < max(2, len(paths)):
+        raise RunError(f"Give two or more different runs to compare, got {', '.join(paths) or 'none'}.")
+    reports, tables = [], []
+    for path in paths:
+        if not predicts_clicks(path):
+            raise RunError(f"{path} is no evaluated run of evaluate.task=click, as {paths[0]} is.")
+        reports.append(read_json(Path(path) / METRICS_FILE))
+        tables.append(pa_parquet.read_table(Path(path) / PREDICTIONS_FILE))
+    first = tables[0]
+    for path, report, table in zip(paths, reports, tables, strict=True):
+        same = report["protocol"]["data_hash"] == reports[0]["protocol"]["data_hash"]
+        if not same or any(table[name] != first[name] for name in ("key", "item_id", "label")):
+            raise RunError(
+                f"{paths[0]} and {path} were not measured on the same rows. Evaluate them on the same data with the same data.*, "
+                "tasks.like_from, evaluate.max_rows and evaluate.seed."
+            )
+    found = {path: table["model"].to_numpy() for path, table in zip(paths, tables, strict=True)}
+    pairs = list(combinations(paths, 2))
+    _, tests = compare_clicks(first["label"].to_numpy(), found, first["user_id"].to_numpy(), pairs, resamples)
+    names = [f"{path} (seed {report['seed']})" for path, report in zip(paths, reports, strict=True)]
+    lines = _table([(name, report["model"]["metrics"]) for name, report in zip(names, reports, strict=True)])
+    lines += ["", click_protocol(reports[0]).rpartition("; seed")[0] + ".", ""]
+    lines.append(f"First minus second, 95% interval, {TEST} (Holm over all):")
+    for test in tests:
+        low, high = test["interval"]
+        better = (test["difference"] > 0) != (test["metric"] in FALLING)
+        verdict = "not told apart" if test["p_holm"] >= 0.05 else "ahead" if better else "behind"
+        lines.append(
+            f"  {test['metric']}: {test['a']} - {test['b']}: {test['difference']:+.4f} [{low:+.4f}, {high:+.4f}], "
+            f"p {test['p']:.4f}, corrected {test['p_holm']:.4f}: {verdict}"
+        )
+    return "\n".join(lines)
+
+
+def _table(rows: Sequence[tuple[str, Mapping[str, float]]]) -> list[str]:
+    width = max(len(name) for name, _ in rows)
+    lines = ["", " " * width + "".join(f"{name:>10}" for name in CLICK_METRICS)]
+    lines.append("-" * (width + 10 * len(CLICK_METRICS)))
+    for name, metrics in rows:
+        lines.append(f"{name:<{width}}" + "".join(f"{metrics[metric]:>10.4f}" for metric in CLICK_METRICS))
+    return lines
+
+
 class _Weighted:
     """AUC, log loss and accuracy of rows that each come so many times."""
 
@@ -191,7 +221,7 @@ class _Weighted:
         # Where each group of equal probabilities begins.
         self._start = np.flatnonzero(np.append(True, held[1:] != held[:-1]))
         self._liked = labels[self._order].astype(np.float64)
-        cut = np.clip(probabilities, _LEAST, 1 - _LEAST)
+        cut = np.clip(probabilities, 1e-15, 1 - 1e-15)  # as click_metrics
         self._loss = -np.where(labels == 1, np.log(cut), np.log1p(-cut))
         self._right = ((probabilities >= 0.5) == (labels == 1)).astype(np.float64)
 
@@ -206,26 +236,3 @@ class _Weighted:
             area = np.where(pairs > 0, (liked * below).sum(1) / pairs, np.nan)
         total = weights.sum(1)
         return np.stack([area, weights @ self._loss / total, weights @ self._right / total], 1)
-
-
-def _checked(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns labels as they are, and probabilities as float64; errors as ``click_metrics``."""
-    labels, probabilities = np.asarray(labels), np.asarray(probabilities, np.float64)
-    if labels.shape != probabilities.shape or labels.ndim != 1 or not len(labels):
-        raise DataError(
-            f"Labels of shape {labels.shape} came with probabilities of shape {probabilities.shape}; both must be (rows,), "
-            "with at least one row."
-        )
-    if not np.isin(labels, (0, 1)).all():
-        raise DataError(f"A label is 0 or 1, got {labels[~np.isin(labels, (0, 1))][0]}.")
-    wrong = ~((probabilities >= 0) & (probabilities <= 1))
-    if wrong.any():
-        row = int(np.flatnonzero(wrong)[0])
-        raise DataError(f"The probability of row {row} is {probabilities[row]}; each must be in [0, 1].")
-    if labels.min() == labels.max():
-        answer = "yes" if labels[0] == 1 else "no"
-        raise DataError(
-            f"All {len(labels):,} rows have the answer {answer}, and no AUC is defined. Measure rows of both answers: set "
-            "tasks.like_from between the ratings, or measure more rows."
-        )
-    return labels, probabilities

@@ -189,7 +189,7 @@ def write_click_page(path: Path, report: dict[str, Any], *, curve: Sequence[tupl
     with plain_style():
         numbers = tiles(
             (
-                _click_name(name),
+                name,
                 number(own.value(name)),
                 f"95% interval {_interval(own.interval(name))}" if own.interval(name) else "",
             )
@@ -215,10 +215,6 @@ def write_click_page(path: Path, report: dict[str, Any], *, curve: Sequence[tupl
     )
 
 
-def _click_name(metric: str) -> str:
-    return metric.replace("_", " ")
-
-
 def _click_metric_table(models: Sequence[_Model]) -> str:
     best = {
         name: (min if name in FALLING else max)(
@@ -235,10 +231,10 @@ def _click_metric_table(models: Sequence[_Model]) -> str:
             shown = f"<strong>{shown}</strong>" if model.value(name) == best[name] else shown
             cells.append(f"<td>{shown}{_beneath(model.interval(name))}</td>")
         lines.append(table_row(cells, model.key == "model"))
-    head = head_row(("Model", *map(_click_name, CLICK_METRICS)))
+    head = head_row(("Model", *CLICK_METRICS))
     return (
         scroll_table(head, f"<tbody>{''.join(lines)}</tbody>", "Metrics of every model", "metrics")
-        + '<p class="note">Ordered by AUC; bold is the best of a column, the lowest of log loss and calibration error. Beneath a '
+        + '<p class="note">Ordered by AUC; bold is the best of a column, the lowest of LogLoss and ECE (distance between what is said and what is so). Beneath a '
         "value its 95% interval over users.</p>"
     )
 
@@ -247,14 +243,14 @@ def _calibration(models: Sequence[_Model]) -> str:
     """Returns a plot a model: the share of yes in ten groups of rows by the probability that was said."""
     figures = []
     for model in models:
-        points = np.array([group[:2] for group in model.entry["calibration"]])
+        points = np.array(model.entry["reliability"])
         figure, axes = new_axes(300, 240, (50, 12, 12, 42), "y")
         axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1)
         axes.plot(*points.T, color=FIRST, linewidth=1.8, marker="o", markersize=4)
         axes.set_xlim(-0.02, 1.02)
         axes.set_ylim(-0.02, 1.02)
         axes.set_xlabel("probability said", color=MUTED)
-        error = f"calibration error {number(model.value('calibration_error'))}"
+        error = f"ECE {number(model.value('ECE'))}"
         figures.append(
             captioned(to_svg(figure, f"{model.name}: {error}"), f"{model.label}<span>{error}</span>")
         )

@@ -139,7 +139,7 @@ A language model that says whether a user will like an item. Made by genrec {rep
 
 {chr(10).join(lines)}
 
-{click_protocol(report)} Of log loss and calibration error less is better. The last row minus each other, with 95% intervals and p of a
+{click_protocol(report)} Of LogLoss and ECE less is better. The last row minus each other, with 95% intervals and p of a
 bootstrap over users, corrected by Holm:
 
 {tests}

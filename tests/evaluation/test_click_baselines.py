@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from genrec.core.errors import MissingExtraError, RecipeError
-from genrec.evaluation.click import click_metrics
+from genrec.evaluation.click import measure_clicks
 from genrec.evaluation.click_baselines import CLICK_BASELINES, ClickTask, check_click_baselines
 from genrec.models.click import ClickFields
 from genrec.models.settings import ClickSettings
@@ -33,7 +33,7 @@ def test_every_baseline_gives_probabilities_and_reads_the_history_if_it_can(task
     found = predict(test)
     assert found.shape == test.label.shape
     assert found.dtype == np.float64
-    metrics = click_metrics(test.label, found)
+    metrics = measure_clicks(test.label, found)
     if name == "constant":
         assert metrics["AUC"] == 0.5
         assert np.unique(found) == pytest.approx(about.train.label.mean())
