@@ -15,6 +15,7 @@ import pyarrow.parquet as pa_parquet
 
 from genrec.core.errors import DataError, RecipeError, RunError, UnknownItemError
 from genrec.core.files import atomic_path, hash_value, read_json, write_json
+from genrec.core.page import plural
 from genrec.core.progress import say
 from genrec.data_prep import HeldOut, InteractionLog, ItemCatalog, ItemId, Split, UserId
 from genrec.recipe import Recipe, load_recipe
@@ -245,15 +246,15 @@ def _with_items(
     if missing:
         rows = new.filter(pc.is_in(new["item_id"], pa.array(missing)))
         told = (
-            f"{len(missing):,} items of the new log, first {missing[0]!r}, are not in the run, are not in the catalogue of "
-            "new items (--items), or would need tokens that the model never learned"
+            f"Of the new log {plural(len(missing), 'item')}, first {missing[0]!r}, cannot be taken in: neither the run nor the "
+            "catalogue of new items (--items) has it, or its code has a token that the model never learned"
         )
         if unknown == "error":
             raise UnknownItemError(
-                f"{told}. Give their catalogue, leave their {rows.num_rows:,} interactions out (--unknown skip), or train a "
-                "run with an index of all items."
+                f"{told}. Give a catalogue that has all of them, leave {plural(rows.num_rows, 'interaction')} out (--unknown skip), or "
+                "train a run with an index of all items."
             )
-        say(f"  warning: {told}; their {rows.num_rows:,} interactions are left out")
+        say(f"  warning: {told}; {plural(rows.num_rows, 'interaction')} left out")
         out = {"items": missing, "interactions": rows.num_rows}
         new = new.filter(pc.invert(pc.is_in(new["item_id"], pa.array(missing))))
         if not new.num_rows:
@@ -340,7 +341,10 @@ def _train_on(
         for name in ("learning_rate", "rows_learning_rate")
         if not any(each.startswith(f"train.{name}=") for each in overrides)
     }
-    settings = settings.model_copy(update={"teacher": "none", "validate_steps": 0, **rates})
+    changes: dict[str, Any] = {"teacher": "none", "validate_steps": 0, **rates}
+    if not any(each.startswith("train.max_steps=") for each in overrides):
+        changes["max_steps"] = None  # of a training from nothing
+    settings = settings.model_copy(update=changes)
     model_settings = recipe.model.model_copy(
         update={"rows_start": "random"}
     )  # which the run's own rows replace

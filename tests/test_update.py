@@ -141,7 +141,7 @@ def test_an_update_of_an_update(run, log, updated, tmp_path):
 
 def test_new_items_are_named_or_told(run, items, log, tmp_path):
     file = later(tmp_path / "later.parquet", [("u0", "i1", 1000), ("u0", "fresh", 1001), ("u1", "odd", 1002)])
-    with pytest.raises(UnknownItemError, match=r"2 items of the new log, first 'fresh'.*--unknown skip"):
+    with pytest.raises(UnknownItemError, match=r"2 items, first 'fresh', cannot be taken in.*--unknown skip"):
         update(run, file, tmp_path / "a")
     title = items.title("i3")  # the words of an item that is there, so that its tokens are known
     pa_parquet.write_table(pa.table({"item_id": ["fresh"], "title": [title]}), tmp_path / "items.parquet")
