@@ -20,7 +20,8 @@ from genrec.runs import versions
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT_FOLDERS = tuple(
-    f"benchmarks{room}/results" for room in ("", "/data", "/decoding", "/indexing", "/tasks", "/training")
+    f"benchmarks{room}/results"
+    for room in ("", "/data", "/decoding", "/indexing", "/serving", "/tasks", "/training")
 )
 
 

@@ -185,6 +185,7 @@ def build_parser() -> argparse.ArgumentParser:
         default="auto",
         help="type of the weights (default: that of the backbone in training)",
     )
+    _add_serving(commands.add_parser("serve", help="answer over HTTP: recommend, score, explain, items"))
     push = commands.add_parser("push", help="upload a run to the Hub, without user histories")
     push.add_argument("run", help="folder of a finished run")
     push.add_argument("repo_id", help="org/name")
@@ -300,6 +301,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _batch(options)
         elif options.command == "update":
             _update(options)
+        elif options.command == "serve":
+            _serve(options)
         elif options.command == "export":
             from genrec.serving import Recommender
 
@@ -540,6 +543,58 @@ def _keys() -> None:
 
     for key, default, description in recipe_keys():
         print(f"{key} = {default}\n    {description}")
+
+
+def _add_serving(command: argparse.ArgumentParser) -> None:
+    command.add_argument("run", help="folder of a finished run, or a Hub id")
+    command.add_argument(
+        "--host", default="127.0.0.1", help="address (default 127.0.0.1: this machine alone)"
+    )
+    command.add_argument("--port", type=int, default=8000, help="default 8000; 0 is any free one")
+    command.add_argument(
+        "--token-env", metavar="NAME", help="environment variable with the bearer token that is asked for"
+    )
+    command.add_argument(
+        "--models-root",
+        metavar="FOLDER",
+        help="where runs lie that POST /models may switch to (default: none)",
+    )
+    command.add_argument("--max-batch", type=int, default=16, help="requests answered together (default 16)")
+    command.add_argument(
+        "--max-wait-ms",
+        type=float,
+        default=5.0,
+        help="the first of them waits so long for others (default 5)",
+    )
+    command.add_argument(
+        "--max-queue", type=int, default=256, help="requests that may wait; more get 503 (default 256)"
+    )
+    command.add_argument("--timeout-s", type=float, default=30.0, help="of a request (default 30)")
+    command.add_argument("--max-body-bytes", type=int, default=1_000_000, help="default 1000000")
+    command.add_argument(
+        "--rate-limit", type=float, metavar="N", help="requests a second of one address (default: no limit)"
+    )
+
+
+def _serve(options: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from genrec.core.errors import RunError, require
+
+    for package in ("fastapi", "uvicorn", "prometheus_client"):
+        require(package, "serve")
+    from genrec.serving.server import ServerSettings, serve
+
+    token = None
+    if options.token_env:
+        token = os.environ.get(options.token_env)
+        if not token:
+            raise RunError(
+                f"--token-env {options.token_env}: the environment has no such variable, or it is empty."
+            )
+    given = {key: value for key, value in vars(options).items() if key not in ("command", "run", "token_env")}
+    root = Path(given.pop("models_root")) if options.models_root else given.pop("models_root")
+    serve(options.run, ServerSettings(**given, token=token, models_root=root))
 
 
 def _recommend(options: argparse.Namespace) -> None:

@@ -47,7 +47,6 @@ from genrec.indexing import ItemIndex, build_index
 from genrec.recipe import Recipe, dump_recipe
 from genrec.runs import RunDir, versions
 from genrec.serving.card import write_card
-from genrec.serving.recommender import DECODING
 from genrec.tasks import (
     TitlePrompts,
     asks_for_identifiers,
@@ -61,6 +60,7 @@ from genrec.training import finetune
 from genrec.training.finetune import (
     CHECKPOINTS,
     CURVES,
+    DECODING,
     HISTORIES,
     INDEX,
     ITEMS,
@@ -69,6 +69,7 @@ from genrec.training.finetune import (
     TRAINING_FILE,
     USERS,
     load_trained,
+    seal,
 )
 
 DATA, BASELINE_RANKINGS = "data", "baselines"
@@ -628,6 +629,8 @@ class Pipeline:
 
     def _evaluate(self) -> None:
         r, settings = self.recipe, self.recipe.evaluate
+        if is_main_process():
+            seal(self.run.path)  # what an earlier evaluation wrote is gone
         model, renderer, index, items = load_trained(self.run.path, r.model.dtype)
         model.check_data(read_json(self.run.path / REPORT).get("split_sha256", ""))
         judge, held_out, users = self.judge, self.held_out, None
@@ -701,6 +704,7 @@ class Pipeline:
             label += f", {r.decoding.method}"
             about["grounding"] = grounder.figures(held_out.histories, written, lists)
         self._write_decoding(tuning, grounder.gamma if grounder is not None else 0.0)
+        seal(self.run.path, self._injected)
         report = self._report(r.name, label, rankings.item_ids, self.run.path, about)
         self._write_page(self.run.path, report, rankings, training["losses"])
         write_card(self.run.path, r, report)

@@ -19,9 +19,10 @@ from genrec.core.page import plural
 from genrec.core.progress import say
 from genrec.data_prep import HeldOut, InteractionLog, ItemCatalog, ItemId, Split, UserId
 from genrec.recipe import Recipe, load_recipe
-from genrec.serving.recommender import DECODING, Recommender
+from genrec.serving.recommender import Recommender
 from genrec.tasks import build_dataset, known_before
 from genrec.training.finetune import (
+    DECODING,
     HISTORIES,
     INDEX,
     ITEMS,
@@ -30,6 +31,7 @@ from genrec.training.finetune import (
     TRAINING_FILE,
     USERS,
     finetune,
+    seal,
 )
 
 LOG, REPORT = "log.parquet", "update.json"
@@ -126,6 +128,7 @@ def update(
         training = _train_on(recipe, overrides, after, combined, known, added, target, rehearsal, seed)
     else:
         model.save(target / MODEL)
+    seal(target)
     now = Recommender.from_pretrained(target)
     report = {
         "from": str(run),

@@ -14,7 +14,7 @@ from genrec.core.errors import ModelError
 from genrec.core.processes import divided
 from genrec.core.progress import progress
 from genrec.data_prep import ItemId
-from genrec.indexing import ItemIndex
+from genrec.indexing import ItemIndex, ItemTrie
 from genrec.models.recommender_model import Prefixes, RecommenderModel
 from genrec.tasks import Renderer
 
@@ -257,6 +257,93 @@ class ConstrainedDecoder:
             ranking = self._items(search.best(), wanted, row, k)
             found.append(ExactRanking(ranking, search.best_unopened, search.opened))
         return found
+
+    def score(
+        self,
+        histories: Sequence[Sequence[ItemId]],
+        items: Sequence[Sequence[ItemId]],
+        exclude: Sequence[Collection[ItemId]] | None = None,
+        *,
+        allow: Sequence[Collection[ItemId] | None] | None = None,
+        users: np.ndarray | None = None,
+        scores: Scores = "trained",
+    ) -> list[list[float]]:
+        """Returns, for each history, the scores of given items, in their order: those that ``rank_exact`` would give them.
+
+        A prefix that several of the items share is read once. An item that may not come has minus infinity.
+
+        Args:
+            histories: As ``rank``.
+            items: To score, for each history.
+            exclude: As ``rank``.
+            allow: As ``rank``.
+            users: As ``rank``.
+            scores: As ``rank``.
+
+        Raises:
+            UnknownItemError: As ``rank``, also for an item to score.
+            ModelError: As ``rank``.
+        """
+        if not histories:
+            return []
+        wanted = _Filter.of(self, len(histories), exclude, allow)
+        trie = self.index.trie_of_tokens
+        asked: list[list[int]] = []  # rows of items, of each history
+        for each in items:
+            for item in each:
+                self.index.code(item)  # says what is wrong with an unknown one
+            asked.append([self._position[item] for item in each])
+        paths = {row: _path(trie, int(trie.leaf_of_item[row])) for each in asked for row in set(each)}
+        states, prefixes = self._read([self.renderer.prompt_ids(history) for history in histories], users)
+        found = []
+        for number, wished in enumerate(asked):
+            own, one = wanted.rows([number]), torch.tensor([number], device=self.device)
+            # In the order of the codes, so that what shares a prefix is read together.
+            open_rows = sorted(
+                {row for row in wished if wanted.lets(number, row)},
+                key=lambda row: int(trie.leaf_of_item[row]),
+            )
+            known: dict[int, float] = {}
+            for start in range(0, len(open_rows), AT_ONCE):
+                rows = open_rows[start : start + AT_ONCE]
+                values = self._follow(
+                    states[one], prefixes.select(one), [paths[row] for row in rows], own, scores
+                )
+                known.update(zip(rows, values, strict=True))
+            found.append([known.get(row, NEVER) for row in wished])
+        return found
+
+    @torch.inference_mode()
+    def _follow(
+        self,
+        states: torch.Tensor,
+        prefixes: Prefixes,
+        paths: Sequence[Sequence[int]],
+        wanted: _Filter,
+        convention: Scores,
+    ) -> list[float]:
+        """Returns the log-probabilities of paths of nodes from the root, after one prompt that was read."""
+        nodes, scores = [0], torch.zeros(1, 1, device=self.device)
+        ended: dict[int, float] = {}
+        for level in range(self.depth):
+            steps = sorted({(path[level], path[level + 1]) for path in paths if len(path) > level + 1})
+            place = {node: number for number, node in enumerate(nodes)}
+            parent = torch.tensor([[place[above] for above, _ in steps]], device=self.device)
+            at = torch.tensor([nodes], device=self.device)
+            tokens, _, grown = self._children(states, at, level, wanted, convention)
+            nodes = [below for _, below in steps]
+            # The node behind edge e is e + 1.
+            edge = torch.tensor([nodes], device=self.device) - 1 - self._child_start[at.gather(1, parent)]
+            of_child = parent * grown.shape[-1] + edge
+            scores = scores.gather(1, parent) + grown.flatten(1).gather(1, of_child)
+            ended.update(zip(nodes, scores[0].tolist(), strict=True))
+            going = self._inner(torch.tensor(nodes, device=self.device)).nonzero()[:, 0]
+            if not len(going):
+                break
+            token = tokens.flatten(1).gather(1, of_child)[:, going]
+            nodes, scores = [nodes[step] for step in going.tolist()], scores[:, going]
+            states, prefixes = self.model.go_on(prefixes, parent[:, going], token + self.model.first_id)
+        return [ended[path[-1]] for path in paths]
 
     def missed_by_beams(
         self,
@@ -604,6 +691,16 @@ class _ExactSearch:
 def _keys(users: np.ndarray | None, num: int) -> list[bytes]:
     """Returns what is equal for equal users."""
     return [b""] * num if users is None else [vector.tobytes() for vector in users]
+
+
+def _path(trie: ItemTrie, leaf: int) -> list[int]:
+    """Returns the nodes from the root down to a leaf."""
+    path, node = [0], 0
+    while trie.child_start[node] < trie.child_start[node + 1]:
+        first, last = int(trie.child_start[node]) + 1, int(trie.child_start[node + 1]) + 1
+        node = first + int(np.searchsorted(trie.leaf_end[first:last], leaf, side="right"))
+        path.append(node)
+    return path
 
 
 def _best(values: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,5 +1,5 @@
 """What a user touches: the Recommender and the model card."""
 
-from genrec.serving.recommender import Explanation, Recommendation, Recommender
+from genrec.serving.recommender import Ask, Explanation, Recommendation, Recommender
 
-__all__ = ["Explanation", "Recommendation", "Recommender"]
+__all__ = ["Ask", "Explanation", "Recommendation", "Recommender"]

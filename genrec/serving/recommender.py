@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
 import operator
 import shutil
 import tempfile
-from collections.abc import Collection, Iterable, Mapping, Sequence, Set
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence, Set
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, get_args, overload
 
 import numpy as np
 import pyarrow.parquet as pa_parquet
 
 from genrec._version import __version__
-from genrec.core.errors import DataError, IndexingError, RunError, UnknownItemError, nearest, require
+from genrec.core.errors import (
+    DataError,
+    GenrecError,
+    IndexingError,
+    RunError,
+    UnknownItemError,
+    nearest,
+    require,
+)
 from genrec.core.files import hash_folder, hash_value, megabytes, read_json
 from genrec.core.progress import say
 from genrec.data_prep import ItemCatalog, ItemId, UserId, check_manifest
@@ -25,13 +36,17 @@ from genrec.evaluation.baselines import sequence_scorer
 from genrec.indexing import Code, ItemIndex
 from genrec.tasks import Template, TitlePrompts
 from genrec.training.finetune import (
+    DECODING,
     HISTORIES,
     INDEX,
     ITEMS,
     MODEL,
+    SEAL,
     SERVING_FILE,
     USERS,
+    check_seal,
     load_trained,
+    seal,
 )
 
 if TYPE_CHECKING:
@@ -40,10 +55,10 @@ if TYPE_CHECKING:
     from genrec.decoding.beam import BeamLevel, ConstrainedDecoder
     from genrec.decoding.explain import BeamTree
     from genrec.decoding.export import Engine
+    from genrec.decoding.fusion import Ranker
     from genrec.decoding.grounding import Grounder
     from genrec.models.users import UserVectors
 
-DECODING = "decoding"
 Unknown = Literal["error", "skip", "title"]
 
 # What another machine needs to recommend. User histories are not among it: they are nobody else's.
@@ -128,6 +143,37 @@ class Explanation:
         )
 
 
+@dataclass(frozen=True)
+class Ask:
+    """A request of its own among several: the arguments of ``Recommender.recommend`` for one history."""
+
+    history: Sequence[ItemId]
+    k: int = 10
+    exclude_history: bool = True
+    exclude: Collection[ItemId] = ()
+    allow: Collection[ItemId] | None = None
+    beams: int | None = None
+    method: Method | None = None
+    unknown: Unknown = "error"
+    user_id: UserId | None = None
+
+
+class _Ready(NamedTuple):
+    """A request that was checked."""
+
+    method: Method
+    k: int
+    beams: int | None
+    history: list[ItemId]
+    left_out: set[ItemId]
+    only: set[ItemId] | None
+    user: np.ndarray | None
+
+
+# Whoever asks several models of a process at once shares its cores, and torch uses them all for each.
+_ONE_AT_A_TIME = ThreadPoolExecutor(1, "genrec")
+
+
 class Recommender:
     """A tuned model with its index and catalogue.
 
@@ -157,7 +203,8 @@ class Recommender:
         """Returns the recommender of a finished run, or of a Hub repository that one was pushed to.
 
         Raises:
-            RunError: If it is neither, its files do not belong together, or it was trained to predict clicks.
+            RunError: If it is neither, its files do not belong together or are not those that were written, or it was trained to
+                predict clicks.
             ModelError: If the backbone cannot be loaded.
         """
         run = Path(path_or_hub_id)
@@ -168,6 +215,10 @@ class Recommender:
             raise RunError(
                 f"The model in {run} answers yes or no to one item (evaluate.task=click) and recommends nothing. genrec evaluate "
                 f"{run} measures it; to recommend, run a recipe with evaluate.task=ranking."
+            )
+        if (run / MODEL).is_dir() and not check_seal(run):
+            say(
+                f"  {run} is of before runs had {SEAL}: whether its files are as they were written is not known"
             )
         model, renderer, _, items = load_trained(run, dtype)
         from genrec.decoding.beam import ConstrainedDecoder
@@ -221,26 +272,19 @@ class Recommender:
             DataError: If k or beams is below 1, neither histories nor user_ids are given or they are not as many, a history is no
                 list of item ids, a user is unknown, or several items have the title.
         """
-        method = method or self.method
-        if method not in get_args(Method):
-            raise DataError(f"method is {', '.join(get_args(Method))}, got {method!r}.")
+        method = self._method(method)
         if exact and method != "constrained":
             raise DataError(f"exact=True is of the method 'constrained'; this one is {method!r}.")
         histories, users, k, left_out, beams = self._asked(
             histories, user_ids, k, exclude_history, exclude, beams, unknown, titles=not exact
         )
         only = None if allow is None else [set(_item_ids(allow, "allow"))] * len(histories)
-        from genrec.decoding.fusion import Ranker
-
-        constrained = self._decoder if self._decoding.get("writes_identifiers", True) else None
-        grounder = self._grounder if method != "constrained" else None
-        ranker = Ranker(self._settings, self.items, constrained, grounder)
         if exact:
             self._check_identifiers()
             found = self._decoder.rank_exact(histories, k, left_out, allow=only, users=users)
             rankings = [each.ranking for each in found]
         else:
-            rankings = ranker.rank_all(
+            rankings = self._ranker(method).rank_all(
                 histories, k, left_out, beams, label="", method=method, allow=only, users=users
             )
         if fewer := sum(len(ranking) < k for ranking in rankings):
@@ -341,7 +385,7 @@ class Recommender:
                 )
             read.append(_item_ids(history, f"History {number}"))
         index, most = self._decoder.index, self._decoder.renderer.max_history
-        known = set(self.items.item_ids) if titles else index.codes.keys()
+        known: Container[ItemId] = self.items if titles else index.codes
         skipped: list[ItemId] = []
         found = []
         for history in read:
@@ -468,6 +512,183 @@ class Recommender:
         return {layer: weights.cpu().numpy() for layer, weights in found.items()}
 
     @property
+    def index(self) -> ItemIndex:
+        """The codes of its items."""
+        return self._decoder.index
+
+    async def arecommend(
+        self, histories: Sequence[Sequence[ItemId]] | None = None, **options: Any
+    ) -> list[list[Recommendation]]:
+        """Returns ``recommend`` without keeping the event loop waiting; errors as there.
+
+        Several may be awaited at once. They take turns in one thread: a model answers one call at a time, and torch
+        divides each among the cores by itself.
+
+        Args:
+            histories: As ``recommend``.
+            options: As ``recommend``.
+        """
+        work = partial(self.recommend, histories, **options)
+        return await asyncio.get_running_loop().run_in_executor(_ONE_AT_A_TIME, work)
+
+    @overload
+    def score(self, histories: list[ItemId], items: Sequence[ItemId], **options: Any) -> list[float]: ...
+
+    @overload
+    def score(
+        self, histories: Sequence[Sequence[ItemId]], items: Sequence[ItemId], **options: Any
+    ) -> list[list[float]]: ...
+
+    def score(
+        self, histories: Sequence[Any], items: Sequence[ItemId], **options: Any
+    ) -> list[float] | list[list[float]]:
+        """Returns the model's score of each item after a history: the one that ``recommend(..., exact=True)`` gives it.
+
+        Constrained: the log-probability of its code, as decoding adds it up. Grounded: minus its (re-weighted) distance.
+        An item that may not come, such as one of the history, has minus infinity.
+
+        Args:
+            histories: One history, oldest item first, or a list of them.
+            items: To score, the same for each history.
+            options: ``exclude_history``, ``exclude``, ``allow``, ``method`` and ``unknown``, as ``recommend``; ``user_id``: whose
+                histories they are, if known.
+
+        Raises:
+            UnknownItemError: As ``recommend``, also for an item to score.
+            DataError: As ``recommend``, or if the method is fused: a fused score is of a place in two lists.
+            RunError: As ``recommend``.
+        """
+        one = isinstance(histories, list | tuple) and all(isinstance(item, str) for item in histories)
+        asked = [Ask(each, **options) for each in ([histories] if one else histories)]
+        found = self.score_each([(ask, items) for ask in asked])
+        for each in found:
+            if isinstance(each, GenrecError):
+                raise each
+        scores = cast("list[list[float]]", found)
+        return scores[0] if one else scores
+
+    def recommend_each(self, asked: Sequence[Ask]) -> list[list[Recommendation] | GenrecError]:
+        """Returns the answer of ``recommend`` to each of several different requests, which are ranked together.
+
+        A request that ``recommend`` would refuse has its error as its answer; the others have theirs all the same.
+        """
+        found: list[list[Recommendation] | GenrecError] = [[] for _ in asked]
+        groups: dict[tuple[Method, int, int | None], list[tuple[int, _Ready]]] = {}
+        for number, ask in enumerate(asked):
+            try:
+                ready = self._ready(ask)
+            except GenrecError as error:
+                found[number] = error
+                continue
+            groups.setdefault((ready.method, ready.k, ready.beams), []).append((number, ready))
+        for (method, k, beams), group in groups.items():
+            rankings = self._ranker(method).rank_all(
+                [ready.history for _, ready in group],
+                k,
+                [ready.left_out for _, ready in group],
+                beams,
+                label="",
+                method=method,
+                allow=[ready.only for _, ready in group],
+                users=_stacked([ready.user for _, ready in group]),
+            )
+            for (number, _), ranking in zip(group, rankings, strict=True):
+                found[number] = self._recommendations(ranking)
+        return found
+
+    def score_each(self, asked: Sequence[tuple[Ask, Sequence[ItemId]]]) -> list[list[float] | GenrecError]:
+        """Returns the answer of ``score`` to each of several different requests, as ``recommend_each`` does."""
+        found: list[list[float] | GenrecError] = [[] for _ in asked]
+        groups: dict[Method, list[tuple[int, _Ready, list[ItemId]]]] = {}
+        for number, (ask, items) in enumerate(asked):
+            try:
+                if self._method(ask.method) == "fused":
+                    raise DataError(
+                        "A fused score is of a place in two lists, so single items have none: ask by "
+                        "method='constrained' or 'grounded'."
+                    )
+                ready, wanted = self._ready(ask), _item_ids(items, "items")
+                for item in wanted:
+                    self._check_item(item, ready.method)
+            except GenrecError as error:
+                found[number] = error
+                continue
+            groups.setdefault(ready.method, []).append((number, ready, wanted))
+        for method, group in groups.items():
+            histories = [ready.history for _, ready, _ in group]
+            users = _stacked([ready.user for _, ready, _ in group])
+            if method == "constrained":
+                codes = self._decoder.index.codes
+                values = self._decoder.score(
+                    [[item for item in history if item in codes] for history in histories],
+                    [items for _, _, items in group],
+                    [ready.left_out & codes.keys() for _, ready, _ in group],
+                    allow=[ready.only for _, ready, _ in group],
+                    users=users,
+                )
+            else:
+                # Distances to all items, of which those asked for are named.
+                only = [
+                    set(items) if ready.only is None else ready.only & set(items) for _, ready, items in group
+                ]
+                left_out = [ready.left_out for _, ready, _ in group]
+                rankings = self._ranker(method).rank_all(
+                    histories, len(self.items), left_out, label="", method=method, allow=only, users=users
+                )
+                named = [dict(ranking) for ranking in rankings]
+                values = [
+                    [scores.get(item, -math.inf) for item in items]
+                    for scores, (_, _, items) in zip(named, group, strict=True)
+                ]
+            for (number, _, _), scores in zip(group, values, strict=True):
+                found[number] = scores
+        return found
+
+    def _ready(self, ask: Ask) -> _Ready:
+        """Returns a request as ranking takes it; errors as ``recommend``, all of them before the model is asked."""
+        method = self._method(ask.method)
+        (history,), users, k, (left_out,), beams = self._asked(
+            [ask.history],
+            [ask.user_id],
+            ask.k,
+            ask.exclude_history,
+            ask.exclude,
+            ask.beams,
+            ask.unknown,
+            titles=True,
+        )
+        for item in left_out:
+            self.items.title(item)  # says what is wrong with an unknown one
+        only = None if ask.allow is None else set(_item_ids(ask.allow, "allow"))
+        for item in only or ():
+            self._check_item(item, method)
+        if method != "grounded":
+            self._check_identifiers()
+        if method != "constrained" and self._grounder is None:
+            self._ranker(method).rank_all([], k, method=method)  # says what the model lacks
+        return _Ready(method, k, beams, history, left_out, only, None if users is None else users[0])
+
+    def _method(self, method: Method | None) -> Method:
+        method = method or self.method
+        if method not in get_args(Method):
+            raise DataError(f"method is {', '.join(get_args(Method))}, got {method!r}.")
+        return method
+
+    def _check_item(self, item: ItemId, method: Method) -> None:
+        """Raises UnknownItemError for an item that a method cannot give."""
+        if method == "grounded":
+            self.items.title(item)
+        else:
+            self._decoder.index.code(item)
+
+    def _ranker(self, method: Method) -> Ranker:
+        from genrec.decoding.fusion import Ranker
+
+        constrained = self._decoder if self._decoding.get("writes_identifiers", True) else None
+        grounder = self._grounder if method != "constrained" else None
+        return Ranker(self._settings, self.items, constrained, grounder)
+
+    @property
     def method(self) -> Method:
         """How items are found unless asked otherwise: as evaluation found them."""
         return self._settings.method
@@ -579,12 +800,14 @@ class Recommender:
             injected = (
                 self._settings.method != "constrained" and self._settings.grounding.inject == "collaborative"
             )
-            for name in (*_SHARED, *([self._settings.grounding.collaborative] if injected else [])):
+            teacher = [self._settings.grounding.collaborative] if injected else []
+            for name in (*_SHARED, *teacher):
                 source = self.run_dir / name
                 if source.is_dir():
                     shutil.copytree(source, folder / name, dirs_exist_ok=True, ignore=_OF_USERS)
                 elif source.exists():
                     shutil.copyfile(source, folder / name)
+            seal(folder, teacher)
         except OSError as error:
             raise RunError(f"Could not write {folder}: {error}") from error
         say(f"  saved {folder} ({megabytes(folder):.1f} MB)")
@@ -684,6 +907,11 @@ class Recommender:
                 api.create_repo(repo_id, private=private, exist_ok=True)
                 api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="genrec run")
         return names
+
+
+def _stacked(users: Sequence[np.ndarray | None]) -> np.ndarray | None:
+    found = [user for user in users if user is not None]
+    return np.stack(found) if found else None
 
 
 def _item_ids(given: Any, what: str) -> list[ItemId]:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pa_parquet
 
 from genrec.core.errors import RecipeError, RunError, check_passed_on, lookup, require
-from genrec.core.files import atomic_path, hash_folder, hash_value, read_json, write_json
+from genrec.core.files import atomic_path, hash_file, hash_folder, hash_value, read_json, write_json
 from genrec.core.processes import is_main_process, num_processes, process_state, rank, wait
 from genrec.core.progress import say
 from genrec.data_prep import ItemCatalog, Split
@@ -36,6 +36,9 @@ SERVING_FILE, TRAINING_FILE = "serving.json", "training.json"
 CURVES, LOGS = "curves.png", "logs"
 # What personal adapters are made from (genrec.models.users); whoever trains with it writes it.
 USERS = "users"
+DECODING = "decoding"  # which evaluation writes
+# What a recommendation depends on, and the file with its hashes.
+SERVED, SEAL = (MODEL, INDEX, ITEMS, SERVING_FILE, DECODING, USERS), "sha256.json"
 # Those that transformers calls otherwise.
 SCHEDULES = {"constant": "constant_with_warmup"}
 
@@ -333,6 +336,7 @@ def finetune(
             },
         )
         shutil.rmtree(run / CHECKPOINTS, ignore_errors=True)
+        seal(run)
     wait()
     return run
 
@@ -350,6 +354,61 @@ def _training_arguments(kind: Any, own: Mapping[str, Any], further: Mapping[str,
         if not further:
             raise
         raise RecipeError(f"train.arguments={dict(further)}: {error}") from error
+
+
+def seal(folder: str | Path, further: Sequence[str] = ()) -> None:
+    """Writes the hashes of what a folder serves into its ``sha256.json``: the files of ``SERVED``, and further ones.
+
+    Args:
+        folder: A run directory, or what was saved of one.
+        further: Names of files and folders that are served too; one that is not there is passed over.
+
+    Raises:
+        RunError: If the disk refuses.
+    """
+    names = [*SERVED, *further]
+    write_json(Path(folder) / SEAL, {"names": names, "files": _hashes(Path(folder), names)})
+
+
+def check_seal(folder: str | Path) -> bool:
+    """Returns whether a folder has hashes of what it serves; those of before genrec wrote them have none.
+
+    That finds files that were cut, changed or added. Whoever may write the folder may write its hashes too: they are
+    no signature.
+
+    Raises:
+        RunError: If a file is not as it was written, is missing, or was not there.
+    """
+    folder = Path(folder)
+    if not (folder / SEAL).is_file():
+        return False
+    sealed = read_json(folder / SEAL)
+    try:
+        expected = dict(sealed["files"])
+        names = {*SERVED, *sealed["names"]}
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunError(f"{folder / SEAL} is incomplete or broken: it has no files and names.") from error
+    if any(Path(name).is_absolute() or ".." in Path(name).parts for name in map(str, names)):
+        raise RunError(f"{folder / SEAL} names files outside the run.")
+    found = _hashes(folder, sorted(map(str, names)))
+    if wrong := sorted(name for name in {*expected, *found} if expected.get(name) != found.get(name)):
+        raise RunError(
+            f"{', '.join(wrong[:5])}{f' and {len(wrong) - 5:,} more' if len(wrong) > 5 else ''} in {folder} are incomplete or "
+            f"broken, or were changed: they are not what {SEAL} says was written. Copy or download the run again, or run "
+            "its recipe again."
+        )
+    return True
+
+
+def _hashes(folder: Path, names: Sequence[str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name in names:
+        path = folder / name
+        if path.is_dir():
+            found |= {f"{name}/{inner}": digest for inner, digest in hash_folder(path).items()}
+        elif path.is_file():
+            found[name] = hash_file(path)
+    return found
 
 
 def load_trained(run_dir: str | Path, dtype: Any = "auto") -> tuple[Any, Renderer, ItemIndex, ItemCatalog]:

@@ -314,6 +314,31 @@ def test_exact_search_finds_what_scoring_every_item_finds(decoder, data):
         assert found.best_unopened == float("-inf")
 
 
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_given_items_get_the_scores_of_exact_search(decoder, data):
+    ids = decoder.item_ids
+    histories = data.draw(st.lists(st.lists(st.sampled_from(ids), max_size=6), min_size=1, max_size=3))
+    exclude = [data.draw(st.sets(st.sampled_from(ids))) for _ in histories]
+    allow = [data.draw(st.none() | st.sets(st.sampled_from(ids), min_size=1)) for _ in histories]
+    items = [data.draw(st.lists(st.sampled_from(ids), max_size=9)) for _ in histories]
+    convention = data.draw(st.sampled_from(["trained", "vocabulary", "allowed"]))
+    found = decoder.score(histories, items, exclude, allow=allow, scores=convention)
+    exact = decoder.rank_exact(histories, len(ids), exclude, allow=allow, scores=convention)
+    for asked, scores, each in zip(items, found, exact, strict=True):
+        expected = dict(each.ranking)
+        assert scores == pytest.approx([expected.get(item, float("-inf")) for item in asked], abs=1e-4)
+
+
+def test_more_items_are_scored_than_are_read_at_once(decoder, monkeypatch):
+    whole = decoder.score([decoder.item_ids[:2]], [decoder.item_ids])
+    monkeypatch.setattr(beam_module, "AT_ONCE", 2)
+    assert decoder.score([decoder.item_ids[:2]], [decoder.item_ids])[0] == pytest.approx(whole[0], abs=1e-4)
+    assert decoder.score([], []) == []
+    with pytest.raises(UnknownItemError, match="'nothing' is not in the index"):
+        decoder.score([[]], [["nothing"]])
+
+
 def test_exact_search_finds_what_narrow_beams_miss(tiny_backbone):
     """The best item lies below the worst first token."""
     codes = {f"a{n}": (f"<a_{n}>", "<b_0>") for n in range(30)}

@@ -1,3 +1,4 @@
+import asyncio
 import json
 import math
 import shutil
@@ -8,12 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from genrec.cli import main
-from genrec.core.errors import DataError, IndexingError, RunError, UnknownItemError
+from genrec.core.errors import DataError, GenrecError, IndexingError, RunError, UnknownItemError
 from genrec.data_prep import DataSettings, ItemCatalog, SplitSettings, check_manifest, prepare
 from genrec.indexing import ItemIndex
 from genrec.pipeline import Pipeline
 from genrec.recipe import parse_recipe
-from genrec.serving import Recommender
+from genrec.serving import Ask, Recommender
 
 pytestmark = pytest.mark.model
 
@@ -217,6 +218,90 @@ def test_a_damaged_run_is_refused(run, tmp_path):
         Recommender.from_pretrained(tmp_path / "run")
     with pytest.raises(RunError, match="neither a folder nor a Hub repository"):
         Recommender.from_pretrained(str(tmp_path / "nowhere"))
+
+
+def test_a_run_whose_files_were_changed_is_refused(run, recommender, tmp_path, capsys):
+    for saved in (run, recommender.save_pretrained(tmp_path / "saved")):
+        for name in (
+            "model/identifier_rows.safetensors",
+            "items.parquet",
+            "index/index.json",
+            "serving.json",
+        ):
+            folder = shutil.copytree(saved, tmp_path / "run")
+            changed = folder / name
+            changed.write_bytes(changed.read_bytes()[:-1] + b"?")
+            with pytest.raises(RunError, match=f"{name} in .* not what sha256.json says"):
+                Recommender.from_pretrained(folder)
+            shutil.rmtree(folder)
+    folder = shutil.copytree(run, tmp_path / "run")
+    (folder / "README.md").write_text("A card of my own")  # from which nothing is recommended
+    (folder / "model" / "more.json").write_text("{}")
+    with pytest.raises(RunError, match="model/more.json"):
+        Recommender.from_pretrained(folder)
+    (folder / "model" / "more.json").unlink()
+    Recommender.from_pretrained(folder)
+    seal = json.loads((folder / "sha256.json").read_text())
+    (folder / "sha256.json").write_text(json.dumps(seal | {"names": ["../other"]}))
+    with pytest.raises(RunError, match="outside the run"):
+        Recommender.from_pretrained(folder)
+    (folder / "sha256.json").write_text("[]")
+    with pytest.raises(RunError, match="no files and names"):
+        Recommender.from_pretrained(folder)
+    (folder / "sha256.json").unlink()
+    capsys.readouterr()
+    Recommender.from_pretrained(folder)
+    assert "before runs had sha256.json" in capsys.readouterr().err
+
+
+def test_a_score_is_that_of_exact_search(recommender):
+    items, history = recommender.items.item_ids, ["i1", "i18", "i23"]
+    for options in ({}, {"exclude_history": False}, {"exclude": ["i2"]}, {"allow": ["i4", "i5", "i1"]}):
+        (exact,) = recommender.recommend([history], k=len(items), exact=True, **options)
+        expected = {item.item_id: item.score for item in exact}
+        found = recommender.score(history, items, **options)
+        assert found == pytest.approx([expected.get(item, -math.inf) for item in items], abs=1e-4)
+        assert recommender.score([history, []], items, **options)[0] == pytest.approx(found, abs=1e-4)
+    with pytest.raises(UnknownItemError, match="'i99'"):
+        recommender.score(history, ["i99"])
+    with pytest.raises(DataError, match="single items have none"):
+        recommender.score(history, ["i1"], method="fused")
+    with pytest.raises(RunError, match="writes titles"):
+        recommender.score(history, ["i1"], method="grounded")
+
+
+def test_different_requests_are_answered_together_as_alone(recommender):
+    asked = [
+        Ask(["i1"], k=3),
+        Ask(["i99"]),
+        Ask([], k=5, exclude=["i3"]),
+        Ask(["i2", "i4"], k=3, allow=["i5", "i2", "i7"]),
+        Ask(["i2"], allow=["no such"]),
+        Ask(["i2"], exclude=["no such"]),
+        Ask(["i2"], k=3, exclude_history=False, beams=30),
+        Ask(["i2"], k=0),
+        Ask(["i2"], method="grounded"),
+        Ask(["i2", "nothing"], unknown="skip"),
+    ]
+    for ask, found in zip(asked, recommender.recommend_each(asked), strict=True):
+        options = {key: value for key, value in vars(ask).items() if key != "history"}
+        if isinstance(found, GenrecError):
+            with pytest.raises(type(found)) as refused:
+                recommender.recommend([ask.history], **options)
+            assert str(found).replace("in the catalogue", "in the index") == str(refused.value)
+            continue
+        (alone,) = recommender.recommend([ask.history], **options)
+        assert [r.item_id for r in found] == [r.item_id for r in alone]
+        assert [r.score for r in found] == pytest.approx([r.score for r in alone], abs=1e-4)
+
+
+def test_several_may_be_awaited_at_once(recommender):
+    histories = [[item] for item in recommender.items.item_ids[:12]]
+
+    async def ask():
+        return await asyncio.gather(*(recommender.arecommend([history], k=4) for history in histories))
+
+    assert asyncio.run(ask()) == [recommender.recommend([history], k=4) for history in histories]
 
 
 def test_the_command_line_prints_titles_and_errors(run, capsys):
