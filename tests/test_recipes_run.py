@@ -1,6 +1,7 @@
 """Every shipped recipe runs through the real pipeline: tiny models and logs, all else as it is shipped."""
 
 import json
+import shutil
 
 import pytest
 
@@ -54,12 +55,28 @@ def rich_folder(tmp_path_factory):
     return folder
 
 
+def talking(backbone, folder):
+    """A copy of a tiny backbone with a chat template."""
+    from transformers import AutoTokenizer
+
+    shutil.copytree(backbone, folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = (
+        "{% for m in messages %}[{{ m.role }}]{{ m.content }}{{ eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
 @pytest.mark.parametrize("name", shipped_recipes())
 def test_every_shipped_recipe_trains_two_steps_and_is_evaluated(
     name, tiny_backbone, tiny_t5, rich_folder, tmp_path
 ):
     shipped = load_recipe(name)
     backbone = {"google-t5/t5-small": tiny_t5, "new": "new"}.get(shipped.model.backbone, tiny_backbone)
+    if shipped.tasks.form == "messages":
+        backbone = talking(backbone, tmp_path / "talking")
     where = [f"data.source={rich_folder}", f"run_dir={tmp_path / name}", f"model.backbone={backbone}"]
     recipe = load_recipe(name, [*where, *SIZES, *smaller(shipped)])
     run = pipeline_of(recipe).run_until("evaluate")
