@@ -23,7 +23,7 @@ from genrec.models.settings import RecLoraSettings, SASRecSettings
 from genrec.models.users import UserVectors
 from genrec.pipeline import Pipeline
 from genrec.recipe import parse_recipe
-from genrec.serving import Recommender
+from genrec.serving import Ask, Recommender
 from genrec.tasks import Renderer, TaskSettings, known_before
 from genrec.tasks.build import TaskRows
 from genrec.training import ModelSettings, TrainSettings, finetune
@@ -399,6 +399,17 @@ def test_a_run_of_users_is_shared_without_their_vectors(typed_run, tmp_path):
         assert np.abs(each[0] - each[1]).max() > 1e-3
     explained = recommender.explain(["i5"], user_id="u1", k=2)
     assert explained.recommendations == recommender.recommend([["i5"]], user_ids=["u1"], k=2)[0]
+
+
+def test_different_requests_of_different_users_are_answered_together(typed_run):
+    recommender = Recommender.from_pretrained(typed_run)
+    users = ["u1", "u2", None, "u3"]
+    found = recommender.recommend_each([Ask(["i5"], k=3, user_id=user) for user in users])
+    alone = [recommender.recommend([["i5"]], user_ids=[user], k=3)[0] for user in users]
+    assert [[r.item_id for r in each] for each in found] == [[r.item_id for r in each] for each in alone]
+    for user, each in zip(users, found, strict=True):
+        scores = recommender.score(["i5"], [r.item_id for r in each], user_id=user)
+        np.testing.assert_allclose(scores, [r.score for r in each], atol=1e-4)
 
 
 def test_a_model_of_one_user_is_written(typed_run, tmp_path):
