@@ -5,8 +5,11 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from textwrap import indent
 from typing import TYPE_CHECKING, Any, cast
+
+import pyarrow.parquet as pa_parquet
 
 from genrec.core.errors import lookup
 from genrec.data_prep import InteractionLog, ItemCatalog, Split, prepare, read_split
@@ -29,7 +32,12 @@ def prepared(recipe: Recipe) -> tuple[Split, ItemCatalog, ItemIndex]:
     """
     with tempfile.TemporaryDirectory() as folder:
         prepare(recipe.data, folder)
-        split = read_split(InteractionLog.load(f"{folder}/interactions.parquet").table, recipe.data.split)
+        users = Path(folder) / "users.parquet"
+        split = read_split(
+            InteractionLog.load(f"{folder}/interactions.parquet").table,
+            recipe.data.split,
+            pa_parquet.read_table(users) if users.is_file() else None,
+        )
         items = ItemCatalog.load(f"{folder}/items.parquet")
     method = recipe.index.method
     if method in TRAINED or recipe.index.teacher:

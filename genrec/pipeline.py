@@ -123,7 +123,7 @@ class Pipeline:
                 say(f"[{number}/{len(wanted)}] {name}: done already")
                 continue
             say(f"[{number}/{len(wanted)}] {name}")
-            with self.run.stage(name, inputs, outputs):
+            with self.run.stage(name, inputs, outputs, [PROFILES] if name == "prepare" else []):
                 wait()
                 work()
                 wait()
@@ -138,9 +138,13 @@ class Pipeline:
         if stage == "prepare":
             source = Path(r["data"]["source"])
             files = [source] if source.is_file() else sorted(source.glob("*.*")) if source.is_dir() else []
-            files += [Path(r["data"]["items"])] if r["data"]["items"] else []
+            files += [Path(r["data"][table]) for table in ("items", "users") if r["data"][table]]
             # On which engine rows are prepared does not change them.
             data = {key: value for key, value in r["data"].items() if key != "engine"}
+            # A run of before there were profiles is not done again where none are asked for.
+            for key in ("users", "user_columns"):
+                if not data[key]:
+                    del data[key]
             return {"data": data, "files": {f.name: hash_file(f) for f in files if f.is_file()}}
         if stage == "index":
             teacher = self.recipe.index.teacher
@@ -188,7 +192,12 @@ class Pipeline:
     @cached_property
     def split(self) -> Split:
         """The split of the prepared log."""
-        return read_split(InteractionLog.load(self.run.path / LOG).table, self.recipe.data.split)
+        users = self.run.path / PROFILES
+        return read_split(
+            InteractionLog.load(self.run.path / LOG).table,
+            self.recipe.data.split,
+            pa_parquet.read_table(users) if users.is_file() else None,
+        )
 
     @cached_property
     def items(self) -> ItemCatalog:
@@ -304,7 +313,7 @@ class Pipeline:
             return
         report = prepare(self.recipe.data, self.run.path / DATA)
         read, kept = report["read"], report["kept"]
-        if aside := report["num_quarantined"] + report["num_quarantined_items"]:
+        if aside := sum(report.get(f"num_quarantined{of}", 0) for of in ("", "_items", "_users")):
             say(f"  {aside:,} bad rows were put aside in {self.run.path / DATA / 'quarantine.jsonl'}")
         say(
             f"  {kept['interactions']:,} interactions of {kept['users']:,} users and {kept['items']:,} items "
