@@ -157,16 +157,20 @@ class _Figures:
         unrated = [("none", r["num_unrated"])] if r.get("num_unrated") else []
         rated = [(_rating(value, r["rating_step"]), n) for value, n in r.get("ratings", ())]
         self.ratings = [(name, n, n / size) for name, n in [*rated, *unrated]]
-        self.coverage = [
-            (name, "item", n, n / self.kept["items"], r["cleaned"].get(name, 0))
-            for name, n in r["text_coverage"].items()
-        ] + [
-            (name, "user", n, n / self.kept["users"], r["user_cleaned"].get(name, 0))
-            for name, n in r.get("user_coverage", {}).items()
-        ] + [
-            (name, "interaction", n, n / size, r["log_cleaned"].get(name, 0))
-            for name, n in r["log_coverage"].items()
-        ]
+        self.coverage = (
+            [
+                (name, "item", n, n / self.kept["items"], r["cleaned"].get(name, 0))
+                for name, n in r["text_coverage"].items()
+            ]
+            + [
+                (name, "user", n, n / self.kept["users"], r["user_cleaned"].get(name, 0))
+                for name, n in r.get("user_coverage", {}).items()
+            ]
+            + [
+                (name, "interaction", n, n / size, r["log_cleaned"].get(name, 0))
+                for name, n in r["log_coverage"].items()
+            ]
+        )
         self.cleaned = any(
             [*r["cleaned"].values(), *r.get("user_cleaned", {}).values(), *r["log_cleaned"].values()]
         )
@@ -285,8 +289,9 @@ class _Figures:
         if "num_user_rows" in r:
             without = r["num_users_without_profile"]
             known = self.kept["users"] - without
-            yield f"The table of users has {plural(r['num_user_rows'], 'row')}; {plural(known, 'user')} of the log have one" + (
-                f", {without:,} have none." if without else "."
+            yield (
+                f"The table of users has {plural(r['num_user_rows'], 'row')}; {plural(known, 'user')} of the log have one"
+                + (f", {without:,} have none." if without else ".")
             )
 
 

@@ -28,7 +28,15 @@ from genrec.data_prep.manifest import MANIFEST, hash_path
 from genrec.data_prep.settings import DataSettings
 from genrec.data_prep.sources import Reading, find_reading, without_login
 from genrec.data_prep.split import check_parts, rule_in_words, split_rule
-from genrec.data_prep.tables import TIME_KEY, Checked, OnBadRows, TimeKind, check_items, check_log, check_users
+from genrec.data_prep.tables import (
+    TIME_KEY,
+    Checked,
+    OnBadRows,
+    TimeKind,
+    check_items,
+    check_log,
+    check_users,
+)
 
 if TYPE_CHECKING:
     import ibis
@@ -453,9 +461,7 @@ def _users(work: _Work, reading: Reading, quarantine: Path) -> tuple[pa.Table | 
         "num_user_rows": num_read,
         "num_quarantined_users": checked.num_bad,
         "num_users_without_profile": len(unknown),
-        "user_coverage": {
-            name: _coverage(table[name]) for name in table.column_names if name != "user_id"
-        },
+        "user_coverage": {name: _coverage(table[name]) for name in table.column_names if name != "user_id"},
         "user_cleaned": cleaned,
     }
 
@@ -504,6 +510,12 @@ def content_hash(path: str | Path, columns: Sequence[str] = WHO_WHAT_WHEN) -> st
             digest.update((b"\0" if begun else b"") + "\0".join(column.to_pylist()).encode())
             begun = begun or len(column) > 0
     return digest.hexdigest()
+
+
+def read_users(folder: str | Path) -> pa.Table | None:
+    """Returns the profiles of a prepared data set, a row a user with ``user_id``; None where it has none."""
+    file = Path(folder) / PROFILES
+    return pa_parquet.read_table(file) if file.is_file() else None
 
 
 def _batches(path: str | Path, name: str) -> Iterator[pa.Array]:

@@ -191,7 +191,9 @@ def _movielens_1m(log: Path, items: Path | None) -> Reading:
 
         jobs = {str(number): name for number, name in enumerate(OCCUPATIONS)}
         named = {
-            name: ibis.cases(*((users[name].strip() == code, word) for code, word in words.items()), else_=users[name])
+            name: ibis.cases(
+                *((users[name].strip() == code, word) for code, word in words.items()), else_=users[name]
+            )
             for name, words in (("age", AGES), ("occupation", jobs))
         }
         return users.mutate(**named)

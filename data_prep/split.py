@@ -217,13 +217,13 @@ def read_split(table: pa.Table, settings: SplitSettings, users: pa.Table | None 
     held: dict[str, tuple[list[UserId], list[list[ItemId]], list[list[ItemId]]]]
     held = {"valid": ([], [], []), "test": ([], [], [])}
     check_parts(sizes, table.num_rows, settings)
-    users = pc.dictionary_encode(table["user_id"].combine_chunks())
-    borders = np.flatnonzero(np.diff(users.indices.to_numpy(), prepend=-1))
+    owners = pc.dictionary_encode(table["user_id"].combine_chunks())
+    borders = np.flatnonzero(np.diff(owners.indices.to_numpy(), prepend=-1))
     items, parts = table["item_id"].to_pylist(), table["part"].to_pylist()
     times = table["timestamp"].to_numpy()
     together = settings.rule == "global_temporal" and settings.targets == "all"
     for begin, end in pairwise([*borders.tolist(), len(items)]):
-        user, own, part = users[begin].as_py(), items[begin:end], parts[begin:end]
+        user, own, part = owners[begin].as_py(), items[begin:end], parts[begin:end]
         size = part.count("train")
         if size:
             train[user], train_times[user] = own[:size], times[begin : begin + size].tolist()

@@ -5,14 +5,11 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from textwrap import indent
 from typing import TYPE_CHECKING, Any, cast
 
-import pyarrow.parquet as pa_parquet
-
 from genrec.core.errors import lookup
-from genrec.data_prep import InteractionLog, ItemCatalog, Split, prepare, read_split
+from genrec.data_prep import InteractionLog, ItemCatalog, Split, prepare, read_split, read_users
 from genrec.indexing import ItemIndex, build_index
 from genrec.recipe import Recipe, dump_recipe, load_recipe
 from genrec.tasks import SAMPLERS, Family, Renderer, TaskRows, load_families, make_renderer
@@ -32,12 +29,8 @@ def prepared(recipe: Recipe) -> tuple[Split, ItemCatalog, ItemIndex]:
     """
     with tempfile.TemporaryDirectory() as folder:
         prepare(recipe.data, folder)
-        users = Path(folder) / "users.parquet"
-        split = read_split(
-            InteractionLog.load(f"{folder}/interactions.parquet").table,
-            recipe.data.split,
-            pa_parquet.read_table(users) if users.is_file() else None,
-        )
+        log = InteractionLog.load(f"{folder}/interactions.parquet")
+        split = read_split(log.table, recipe.data.split, read_users(folder))
         items = ItemCatalog.load(f"{folder}/items.parquet")
     method = recipe.index.method
     if method in TRAINED or recipe.index.teacher:

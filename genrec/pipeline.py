@@ -24,7 +24,7 @@ from genrec.core.processes import (
     wait,
 )
 from genrec.core.progress import say
-from genrec.data_prep import HeldOut, InteractionLog, ItemCatalog, Split, prepare, read_split
+from genrec.data_prep import HeldOut, InteractionLog, ItemCatalog, Split, prepare, read_split, read_users
 from genrec.evaluation.baselines import (
     BASELINES,
     SEQUENCE_MODELS,
@@ -76,6 +76,7 @@ PREPARED = ("interactions.parquet", "items.parquet", "report.json", "manifest.js
 LOG, CATALOG, REPORT, MANIFEST = (f"{DATA}/{name}" for name in PREPARED)
 PREPARED_INDEX, SEARCH = "prepared_index", "search"
 TASKS = "tasks"
+PROFILES = f"{DATA}/users.parquet"  # only where something is known of users
 RANKINGS, METRICS, CARD = "rankings.parquet", "metrics.json", "README.md"
 VALUES, PAGE, JUDGED = "values.parquet", "report.html", "judged"
 
@@ -192,12 +193,8 @@ class Pipeline:
     @cached_property
     def split(self) -> Split:
         """The split of the prepared log."""
-        users = self.run.path / PROFILES
-        return read_split(
-            InteractionLog.load(self.run.path / LOG).table,
-            self.recipe.data.split,
-            pa_parquet.read_table(users) if users.is_file() else None,
-        )
+        log = InteractionLog.load(self.run.path / LOG)
+        return read_split(log.table, self.recipe.data.split, read_users(self.run.path / DATA))
 
     @cached_property
     def items(self) -> ItemCatalog:

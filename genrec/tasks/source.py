@@ -162,7 +162,7 @@ class Source:
 
     def profile(self, user: int) -> str | None:
         """Returns what is known of a user, in words, None where nothing is."""
-        return self.profiles and self.profiles.words(self.user_ids[user])
+        return self.profiles.words(self.user_ids[user]) if self.profiles else None
 
     @cached_property
     def user_fields(self) -> dict[str, list[str | None]]:

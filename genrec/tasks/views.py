@@ -60,7 +60,9 @@ class ItemBook:
         cells = self._cells("categories")
         return [
             tuple(
-                text for each in (cell if isinstance(cell, list) else [cell]) if (text := plain_text(each, ", "))
+                text
+                for each in (cell if isinstance(cell, list) else [cell])
+                if (text := plain_text(each, ", "))
             )
             for cell in cells
         ]
