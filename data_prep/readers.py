@@ -482,11 +482,11 @@ def _books(log: str) -> list[str]:
 
 FORMATS: dict[str, Format] = {
     "movielens-100k": Format(
-        "MovieLens 100K", "u.data, u.item, u.user", {"u.data": ""}, lambda _: ["u.item"], _movielens_100k
+        "MovieLens 100K", "u.data, u.item", {"u.data": ""}, lambda _: ["u.item"], _movielens_100k
     ),
     "movielens-1m": Format(
         "MovieLens 1M and 10M",
-        "ratings.dat, movies.dat, users.dat (1M)",
+        "ratings.dat, movies.dat",
         {"ratings.dat": ""},
         lambda _: ["movies.dat"],
         _movielens_1m,
