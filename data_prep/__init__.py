@@ -3,7 +3,7 @@
 from genrec.data_prep.catalog import ItemCatalog
 from genrec.data_prep.log import InteractionLog, ItemId, UserId
 from genrec.data_prep.manifest import check_manifest
-from genrec.data_prep.prepare import load_dataset, prepare
+from genrec.data_prep.prepare import load_dataset, prepare, read_users
 from genrec.data_prep.settings import DataSettings
 from genrec.data_prep.split import (
     HeldOut,
@@ -30,5 +30,6 @@ __all__ = [
     "load_dataset",
     "prepare",
     "read_split",
+    "read_users",
     "split_log",
 ]

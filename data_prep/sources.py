@@ -6,7 +6,7 @@ import re
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -37,6 +37,8 @@ TABLES = (
 )
 
 BATCH = 50_000
+# What data.users says where the source's own profiles shall be left out.
+NO_USERS = "none"
 
 
 @dataclass(frozen=True)
@@ -47,11 +49,14 @@ class Reading:
         format: Name of the format, for reports.
         log: Files of the log.
         items: Files of the catalogue; None where there is none.
+        users: Files of the users' profiles; None where there are none.
         columns: ``{genrec's name: name in the log}``.
         item_columns: ``{genrec's name: name in the catalogue}``.
+        user_columns: ``{genrec's name: name in the profiles}``.
         time: What times are.
         shape_log: What turns the log as it stands into one whose columns can be mapped.
         shape_items: The same for the catalogue.
+        shape_users: The same for the profiles.
         repeated_items: ``first`` where the source is known to name items twice.
         unknown_items: ``untitled`` where the source is known to lack items of its log: they get an entry without text.
         terms: Under which terms the data may be used; said when it is read.
@@ -60,11 +65,14 @@ class Reading:
     format: str
     log: Source
     items: Source | None = None
+    users: Source | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
     item_columns: Mapping[str, str] = field(default_factory=dict)
+    user_columns: Mapping[str, str] = field(default_factory=dict)
     time: TimeKind = "auto"
     shape_log: Callable[[ibis.Table], ibis.Table] | None = None
     shape_items: Callable[[ibis.Table], ibis.Table] | None = None
+    shape_users: Callable[[ibis.Table], ibis.Table] | None = None
     repeated_items: Literal["error", "first"] = "error"
     unknown_items: Literal["error", "untitled"] = "error"
     terms: str = ""
@@ -72,7 +80,7 @@ class Reading:
     @property
     def files(self) -> list[Path]:
         """Every file that is read."""
-        return [*self.log.files, *(self.items.files if self.items else ())]
+        return [file for source in (self.log, self.items, self.users) if source for file in source.files]
 
 
 def table_file(path: str | Path, encoding: Literal["utf-8", "latin-1"] = "utf-8") -> Source:
@@ -95,7 +103,7 @@ def table_file(path: str | Path, encoding: Literal["utf-8", "latin-1"] = "utf-8"
         return Source((file,), "json", encoding=encoding)
     if name.endswith(".csv"):
         return Source((file,), "csv", encoding=encoding)
-    if name.endswith((".tsv", ".inter", ".item")):
+    if name.endswith((".tsv", ".inter", ".item", ".user")):
         return Source((file,), "csv", delimiter="\t", quote="", encoding=encoding)
     raise DataError(
         f"{file} has the ending {file.suffix!r}; allowed are .csv, .tsv, .jsonl (each also with .gz behind it) and .parquet."
@@ -146,7 +154,7 @@ def database_table(address: str, query: str | None, scratch: Path, what: str) ->
             ``postgres://user@host/db``. Files are opened for reading only; an absolute path has a fourth slash.
         query: SQL, or the name of a table.
         scratch: Folder for the Parquet file.
-        what: ``log`` or ``items``, which names the file.
+        what: ``log``, ``items`` or ``users``, which names the file.
 
     Raises:
         DataError: If there is no query, no such file, or the database refuses.
@@ -183,7 +191,7 @@ def database_table(address: str, query: str | None, scratch: Path, what: str) ->
             backend.disconnect()
     except Exception as error:
         raise DataError(
-            f"{shown} did not answer {query!r}: {type(error).__name__}: {str(error).replace(address, shown)}. data.query (and data.items) is the name of "
+            f"{shown} did not answer {query!r}: {type(error).__name__}: {str(error).replace(address, shown)}. data.query (and data.items, data.users) is the name of "
             "a table or SQL; data.source is sqlite:///FILE, duckdb:///FILE or another address that Ibis knows, whose driver "
             "must be installed (pip install 'ibis-framework[postgres]')."
         ) from error
@@ -242,12 +250,34 @@ def find_reading(
     items: str | None = None,
     query: str | None = None,
     encoding: Literal["utf-8", "latin-1"] = "utf-8",
+    users: str | None = None,
 ) -> Reading:
     """Returns how a source is read; the arguments are the keys of the recipe's ``data``.
 
     Raises:
         DataError: If the source is nothing that genrec reads, or several formats fit a folder.
     """
+    reading = _reading(source, scratch, format, items, query, encoding)
+    if users is None:
+        return reading
+    database = source if _is_database(source) else None
+    given = _table(users, scratch, database, encoding, "users") if users != NO_USERS else None
+    return replace(reading, users=given, user_columns={}, shape_users=None)
+
+
+def _is_database(source: str) -> bool:
+    return re.match(r"[a-z][a-z0-9+]*://", source) is not None
+
+
+def _reading(
+    source: str,
+    scratch: Path,
+    format: str,
+    items: str | None,
+    query: str | None,
+    encoding: Literal["utf-8", "latin-1"],
+) -> Reading:
+    """Returns how a source is read, with the profiles that it has itself."""
     from genrec.data_prep.readers import FORMATS, PUBLIC, recognise
 
     if format not in ("auto", "table", *FORMATS):
@@ -257,10 +287,10 @@ def find_reading(
     if source in PUBLIC:
         return PUBLIC[source]()
     if source.startswith("hub:"):
-        return Reading("Hub data set", hub_table(source[4:], scratch), _items(items, scratch, None, encoding))
-    if re.match(r"[a-z][a-z0-9+]*://", source):
+        return Reading("Hub data set", hub_table(source[4:], scratch), _table(items, scratch, None, encoding))
+    if _is_database(source):
         log = database_table(source, query, scratch, "log")
-        return Reading("database", log, _items(items, scratch, source, encoding))
+        return Reading("database", log, _table(items, scratch, source, encoding))
     path = Path(source)
     if not path.exists():
         raise DataError(
@@ -274,21 +304,32 @@ def find_reading(
         if (path / MANIFEST).is_file():
             check_manifest(path)
         items = items or str(table_in(path, "items") or "")
-        return Reading("table", table_file(log_path, encoding), _items(items, scratch, None, encoding))
+        users = table_in(path, "users")
+        return Reading(
+            "table",
+            table_file(log_path, encoding),
+            _table(items, scratch, None, encoding),
+            table_file(users, encoding) if users else None,
+        )
     if format == "auto" and (found := recognise(path, catalogue)) is not None:
         if path.is_file():
             say(f"  {path.name} is read as {found.format} (data.format=table reads it as a plain table)")
         return found
-    return Reading("table", table_file(path, encoding), _items(items, scratch, None, encoding))
+    return Reading("table", table_file(path, encoding), _table(items, scratch, None, encoding))
 
 
-def _items(
-    items: str | None, scratch: Path, database: str | None, encoding: Literal["utf-8", "latin-1"]
+def _table(
+    table: str | None,
+    scratch: Path,
+    database: str | None,
+    encoding: Literal["utf-8", "latin-1"],
+    what: str = "items",
 ) -> Source | None:
-    if not items:
+    """Returns the table beside a log that ``data.items`` or ``data.users`` names."""
+    if not table:
         return None
-    if items.startswith("hub:"):
-        return hub_table(items[4:], scratch)
-    if database and not Path(items).exists():
-        return database_table(database, items, scratch, "items")
-    return table_file(items, encoding)
+    if table.startswith("hub:"):
+        return hub_table(table[4:], scratch)
+    if database and not Path(table).exists():
+        return database_table(database, table, scratch, what)
+    return table_file(table, encoding)

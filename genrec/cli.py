@@ -227,6 +227,7 @@ def _add_preparing(command: argparse.ArgumentParser) -> None:
         "--item-columns", nargs="+", default=[], metavar="OURS=THEIRS", help="columns of the catalogue"
     )
     preparing.add_argument("--items", metavar="FILE", help="catalogue beside a log")
+    preparing.add_argument("--users", metavar="FILE", help="what is known of users, a row each")
     preparing.add_argument(
         "--time", choices=("auto", "s", "ms", "us", "iso", "number", "row"), help="what times are"
     )
@@ -404,7 +405,7 @@ def _prepare(options: argparse.Namespace) -> None:
             if not re.fullmatch(r"\w+=.+", pair):
                 raise RecipeError(f"--{key.replace('_', '-')} takes OURS=THEIRS, got {pair!r}.")
             overrides.append(f"data.{key}.{pair}")
-    short = {"items": options.items, "time": options.time, "on_bad_rows": options.on_bad_rows}
+    short = {name: getattr(options, name) for name in ("items", "users", "time", "on_bad_rows")}
     overrides += [
         f"data.{key}={value}" for key, value in (short | {"engine.name": options.engine}).items() if value
     ]

@@ -24,7 +24,7 @@ from genrec.core.processes import (
     wait,
 )
 from genrec.core.progress import say
-from genrec.data_prep import HeldOut, InteractionLog, ItemCatalog, Split, prepare, read_split
+from genrec.data_prep import HeldOut, InteractionLog, ItemCatalog, Split, prepare, read_split, read_users
 from genrec.evaluation.baselines import (
     BASELINES,
     SEQUENCE_MODELS,
@@ -77,6 +77,7 @@ PREPARED = ("interactions.parquet", "items.parquet", "report.json", "manifest.js
 LOG, CATALOG, REPORT, MANIFEST = (f"{DATA}/{name}" for name in PREPARED)
 PREPARED_INDEX, SEARCH = "prepared_index", "search"
 TASKS = "tasks"
+PROFILES = f"{DATA}/users.parquet"  # only where something is known of users
 RANKINGS, METRICS, CARD = "rankings.parquet", "metrics.json", "README.md"
 VALUES, PAGE, JUDGED = "values.parquet", "report.html", "judged"
 
@@ -109,7 +110,7 @@ class Pipeline:
                 say(f"[{number}/{len(wanted)}] {name}: done already")
                 continue
             say(f"[{number}/{len(wanted)}] {name}")
-            with self.run.stage(name, inputs, outputs):
+            with self.run.stage(name, inputs, outputs, [PROFILES] if name == "prepare" else []):
                 wait()
                 work()
                 wait()
@@ -153,9 +154,13 @@ class Pipeline:
         if stage == "prepare":
             source = Path(r["data"]["source"])
             files = [source] if source.is_file() else sorted(source.glob("*.*")) if source.is_dir() else []
-            files += [Path(r["data"]["items"])] if r["data"]["items"] else []
+            files += [Path(r["data"][table]) for table in ("items", "users") if r["data"][table]]
             # On which engine rows are prepared does not change them.
             data = {key: value for key, value in r["data"].items() if key != "engine"}
+            # A run of before there were profiles is not done again where none are asked for.
+            for key in ("users", "user_columns"):
+                if not data[key]:
+                    del data[key]
             return {"data": data, "files": {f.name: hash_file(f) for f in files if f.is_file()}}
         if stage == "index":
             teacher = self.recipe.index.teacher
@@ -203,7 +208,8 @@ class Pipeline:
     @cached_property
     def split(self) -> Split:
         """The split of the prepared log."""
-        return read_split(InteractionLog.load(self.run.path / LOG).table, self.recipe.data.split)
+        log = InteractionLog.load(self.run.path / LOG)
+        return read_split(log.table, self.recipe.data.split, read_users(self.run.path / DATA))
 
     @cached_property
     def items(self) -> ItemCatalog:
@@ -319,7 +325,7 @@ class Pipeline:
             return
         report = prepare(self.recipe.data, self.run.path / DATA)
         read, kept = report["read"], report["kept"]
-        if aside := report["num_quarantined"] + report["num_quarantined_items"]:
+        if aside := sum(report.get(f"num_quarantined{of}", 0) for of in ("", "_items", "_users")):
             say(f"  {aside:,} bad rows were put aside in {self.run.path / DATA / 'quarantine.jsonl'}")
         say(
             f"  {kept['interactions']:,} interactions of {kept['users']:,} users and {kept['items']:,} items "

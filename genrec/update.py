@@ -17,7 +17,8 @@ from genrec.core.errors import DataError, RecipeError, RunError, UnknownItemErro
 from genrec.core.files import atomic_path, hash_value, read_json, write_json
 from genrec.core.page import plural
 from genrec.core.progress import say
-from genrec.data_prep import HeldOut, InteractionLog, ItemCatalog, ItemId, Split, UserId
+from genrec.data_prep import HeldOut, InteractionLog, ItemCatalog, ItemId, Split, UserId, read_users
+from genrec.data_prep.prepare import PROFILES
 from genrec.recipe import Recipe, load_recipe
 from genrec.serving.recommender import Recommender
 from genrec.tasks import build_dataset, known_before
@@ -114,6 +115,10 @@ def update(
 
     target.mkdir(parents=True, exist_ok=True)
     combined.write(target / LOG)
+    profiles = _profiles(run)
+    if profiles is not None:
+        with atomic_path(target / PROFILES) as part:
+            pa_parquet.write_table(profiles, part)
     for name in _COPIED:
         _copy(run / name, target / name)
     _write_histories(run, target, histories, added)
@@ -351,7 +356,7 @@ def _train_on(
     model_settings = recipe.model.model_copy(
         update={"rows_start": "random"}
     )  # which the run's own rows replace
-    split = _everything(combined)
+    split = _everything(combined, _profiles(target))
     rows = build_dataset(
         split, after.items, index, recipe.tasks, model.tokenizer, text_to_text=model.is_encoder_decoder
     )
@@ -403,7 +408,13 @@ def _train_on(
     }
 
 
-def _everything(log: InteractionLog) -> Split:
+def _profiles(run: Path) -> pa.Table | None:
+    """Returns what a run knows of users, from its preparation or from the run that it is an update of."""
+    own = read_users(run)
+    return own if own is not None else read_users(run / "data")
+
+
+def _everything(log: InteractionLog, users: pa.Table | None) -> Split:
     """Returns the split that holds nothing out."""
     train: dict[UserId, list[ItemId]] = log.histories()
     times: dict[UserId, list[float]] = {}
@@ -413,7 +424,7 @@ def _everything(log: InteractionLog) -> Split:
         times.setdefault(user, []).append(moment)
     nothing = HeldOut([], [], [])
     table = log.table.append_column("part", pa.array(["train"] * len(log), pa.string()))
-    return Split(train, times, nothing, nothing, len(train), "nothing is held out", table)
+    return Split(train, times, nothing, nothing, len(train), "nothing is held out", table, users)
 
 
 def _common(before: Sequence[ItemId], now: Sequence[ItemId]) -> int:

@@ -212,7 +212,8 @@ class TaskRows:
 
     def draw(self, templates: Sequence[Template], sample: Sample) -> Template | None:
         """Returns a template of which the sample has everything, each as likely; None if there is none."""
-        left = list(templates)
+        # Without a table of users the draw is what it was before there were wordings with a profile.
+        left = [t for t in templates if sample.source.profiles or ("user", "profile") not in t.needs]
         while left:
             template = left.pop(sample.draw(f"template {len(left)}") * len(left) // _RANGE)
             if fits(template, sample):
@@ -503,7 +504,9 @@ class TaskRows:
     @property
     def report(self) -> dict[str, Any]:
         """What was built: the counts of each family, and how serving asks."""
-        return {
+        profiles = self.source.profiles
+        about = {"profile": {"columns": profiles.columns, "left_out": profiles.left_out}} if profiles else {}
+        return about | {
             "form": self.settings.form,
             "seed": self.settings.seed,
             "texts": self.settings.texts.writer,

@@ -70,7 +70,7 @@ class Sample:
         if value is None:
             return False
         if isinstance(value, User):
-            return not field or value.name is not None
+            return not field or getattr(value, field) is not None
         return value._has(field) if isinstance(value, Item | Items) else True
 
     def show(self, num_items: int) -> None:
@@ -183,7 +183,7 @@ def _itself(source: Source, item: int) -> Iterable[int]:  # noqa: ARG001
 
 def _user(sample: Sample) -> User:
     source, user = sample.source, sample.user
-    return User(int(source.user_number[user]), lambda: source.name(user))
+    return User(int(source.user_number[user]), lambda: source.name(user), lambda: source.profile(user))
 
 
 def _before(sample: Sample) -> slice:

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from genrec.core.errors import DataError, UnknownItemError, nearest
 from genrec.data_prep import Split, UserId
+from genrec.tasks.profiles import Profiles
 from genrec.tasks.reviews import explain
 from genrec.tasks.settings import TaskSettings
 from genrec.tasks.views import ItemBook
@@ -45,12 +46,14 @@ class Source:
         asked: ``(rows,)`` whether a row is of ``part``.
         texts: ``{kind: {key: text}}`` that a writer other than the rule wrote for samples.
         retriever: What finds the behaviours that a click is asked after, None for the last ones.
+        profiles: What is known of users, None where nothing is.
     """
 
     def __init__(self, split: Split, book: ItemBook, settings: TaskSettings, part: Part = "train") -> None:
         self.book, self.settings, self.part = book, settings, part
         self.texts: Mapping[str, Mapping[str, str]] = {}
         self.retriever: Retriever | None = None
+        self.profiles = None if split.users is None else Profiles(split.users)
         table = split.table
         if part != "train":
             # Numbered as in training; those who come later follow.
@@ -156,6 +159,18 @@ class Source:
             int(self.start[user]), int(self.start[user + 1] - self.start[user])
         )
         return next((str(name).strip() for name in rows.to_pylist() if name and str(name).strip()), None)
+
+    def profile(self, user: int) -> str | None:
+        """Returns what is known of a user, in words, None where nothing is."""
+        return self.profiles.words(self.user_ids[user]) if self.profiles else None
+
+    @cached_property
+    def user_fields(self) -> dict[str, list[str | None]]:
+        """``{name: categories}`` of the users in the order of ``user_ids``: one a user, None where it is not known.
+
+        Ages are in decades; zip codes and ids are left out (``Profiles``). Empty without a table of users.
+        """
+        return self.profiles.fields(self.user_ids) if self.profiles else {}
 
     @cached_property
     def rated(self) -> np.ndarray:
