@@ -66,7 +66,7 @@ def logistic_regression(task: ClickTask, seed: int, *, strength: float = 0.1) ->
 
 
 def _matrix(task: ClickTask, samples: ClickSamples, rate: float) -> csr_matrix:
-    """Returns ``(samples, columns)``: ones for user, item and each category, and four numbers of the history."""
+    """Returns ``(samples, columns)``: ones for user, item, each category and each trait of the user, and four numbers of the history."""
     from scipy.sparse import csr_matrix, hstack
 
     fields = task.fields
@@ -88,6 +88,15 @@ def _matrix(task: ClickTask, samples: ClickSamples, rate: float) -> csr_matrix:
             csr_matrix(
                 (np.ones(int(there.sum())), (np.nonzero(there)[0], kinds[there])),
                 (len(rows), len(fields.categories) + 1),
+            )
+        )
+    traits = fields.traits(samples)
+    if traits.size:
+        there = traits > 0
+        parts.append(
+            csr_matrix(
+                (np.ones(int(there.sum())), (np.nonzero(there)[0], traits[there])),
+                (len(rows), fields.num_traits + 1),
             )
         )
     numbers = np.zeros((len(rows), 4))
@@ -149,6 +158,8 @@ def _network(name: str, fields: ClickFields, settings: ClickSettings) -> torch.n
     several = {"liked": known["item"], "other": known["item"]}
     if fields.categories:
         several["category"] = len(fields.categories) + 1
+    if fields.num_traits:
+        several["traits"] = fields.num_traits + 1
     found = [features.SparseFeature(key, size, embed_dim=width) for key, size in known.items()]
     found += [
         features.SequenceFeature(
@@ -157,7 +168,7 @@ def _network(name: str, fields: ClickFields, settings: ClickSettings) -> torch.n
             embed_dim=width,
             pooling="mean",
             padding_idx=0,
-            shared_with=None if key == "category" else "item",
+            shared_with="item" if key in ("liked", "other") else None,
         )
         for key, size in several.items()
     ]
@@ -186,11 +197,11 @@ def _network(name: str, fields: ClickFields, settings: ClickSettings) -> torch.n
 
 
 def _batches(task: ClickTask, samples: ClickSamples) -> Batches:
-    """Returns what the library's models read: user, item, categories, and the latest behaviours, liked and others apart."""
+    """Returns what the library's models read: user and what is known of them, item, categories, and the latest behaviours, liked and others apart."""
     from genrec.models.click import Batches
 
     fields = task.fields
-    users = fields.users(samples) + 1
+    users, traits = fields.users(samples) + 1, fields.traits(samples)
 
     def read(numbers: np.ndarray) -> dict[str, np.ndarray]:
         part = samples.take(numbers)
@@ -202,7 +213,11 @@ def _batches(task: ClickTask, samples: ClickSamples) -> Batches:
             "liked": np.where(liked, shown, 0),
             "other": np.where(there & ~liked, shown, 0),
         }
-        return found | ({"category": fields.item_categories[part.item]} if fields.categories else {})
+        if fields.categories:
+            found["category"] = fields.item_categories[part.item]
+        if fields.num_traits:
+            found["traits"] = traits[numbers]
+        return found
 
     return Batches(samples.label, read)
 

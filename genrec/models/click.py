@@ -128,6 +128,8 @@ class ClickFields:
         categories: Names; ``categories[n]`` has number n + 1.
         item_number: ``(items,)`` number of each item of the catalogue, 0 or its place + 1.
         item_categories: ``(items, most)`` numbers of categories, 0 filling up.
+        num_traits: Different values of what is known of users (``Source.user_fields``), of all columns together; a value that no
+            training user has is unknown.
     """
 
     def __init__(self, about: Mapping[str, Any]) -> None:
@@ -143,6 +145,10 @@ class ClickFields:
         for item, numbers in enumerate(found):
             self.item_categories[item, : len(numbers)] = numbers
         self._user = {user: number for number, user in enumerate(self.user_ids, start=1)}
+        traits: dict[str, list[str]] = self.about.get("user_fields", {})
+        named = [(column, value) for column, values in traits.items() for value in values]
+        self._trait = {each: number for number, each in enumerate(named, start=1)}
+        self.num_traits = len(named)
 
     @classmethod
     def learn(cls, source: Source) -> ClickFields:
@@ -162,6 +168,10 @@ class ClickFields:
                 "scores": scores.tolist(),
                 "categories": categories,
                 "item_categories": [[number[name] for name in dict.fromkeys(each)] for each in names],
+                "user_fields": {
+                    column: sorted({value for value in values if value is not None})
+                    for column, values in source.user_fields.items()
+                },
             }
         )
 
@@ -178,6 +188,15 @@ class ClickFields:
         known = np.array([self._user.get(user, 0) for user in samples.source.user_ids], np.int64)
         return known[samples.user]
 
+    def traits(self, samples: ClickSamples) -> np.ndarray:
+        """Returns ``(samples, columns)`` numbers of what is known of users, 0 where nothing is; no column without traits."""
+        source, columns = samples.source, self.about.get("user_fields", {})
+        found = np.zeros((len(source.user_ids), len(columns)), np.int64)
+        for place, column in enumerate(columns):
+            for user, value in enumerate(source.user_fields.get(column, [])):
+                found[user, place] = 0 if value is None else self._trait.get((column, value), 0)
+        return found[samples.user]
+
     def behaviours(self, source: Source, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns, for rows of the source, places of items in the catalogue (their count where a row is -1) and numbers of ratings."""
         there = rows >= 0
@@ -192,7 +211,7 @@ class ClickFields:
 class ClickModel(nn.Module):
     """DIN (Zhou et al., KDD 2018), or SIM (Pi et al., CIKM 2020) where the behaviours it reads are retrieved.
 
-    An item is the vectors of its id and, averaged, of its categories; a behaviour is an item and the vector of its rating
+    A user is the vectors of the id and, averaged, of what else is known; an item those of its id and, averaged, of its categories; a behaviour is an item and the vector of its rating
     through a linear layer and ReLU, as in RecLoRA's code. The target weighs the behaviours by a small network of both, their
     difference and their product; the user, the target and the weighed sum go through hidden layers with ReLU and dropout.
 
@@ -229,10 +248,12 @@ class ClickModel(nn.Module):
         self.items = nn.Embedding(num_items + 1, width)
         self.ratings = nn.Embedding(len(fields.scores) + 1, width)
         self.categories = nn.Embedding(len(fields.categories) + 1, width, padding_idx=0)
-        for table in (self.users, self.items, self.ratings, self.categories):
+        self.traits = nn.Embedding(fields.num_traits + 1, width, padding_idx=0)
+        for table in (self.users, self.items, self.ratings, self.categories, self.traits):
             nn.init.normal_(table.weight, std=0.05)
         with torch.no_grad():
             self.categories.weight[0] = 0
+            self.traits.weight[0] = 0
         # One more place, of what fills a history up.
         kinds = np.pad(fields.item_categories, ((0, 1), (0, 0)))
         self.register_buffer("_number", torch.from_numpy(np.append(fields.item_number, 0)), persistent=False)
@@ -244,7 +265,7 @@ class ClickModel(nn.Module):
         for before, after in pairwise(sizes):
             attention += [nn.Linear(before, after), nn.ReLU()]
         self.attention = nn.Sequential(*attention, nn.Linear(sizes[-1], 1))
-        sizes = [width + 2 * item_width, *[s.hidden] * s.layers]
+        sizes = [width * (1 + bool(fields.num_traits)) + 2 * item_width, *[s.hidden] * s.layers]
         body: list[nn.Module] = []
         for before, after in pairwise(sizes):
             body += [nn.Linear(before, after), nn.ReLU(), nn.Dropout(s.dropout)]
@@ -282,18 +303,27 @@ class ClickModel(nn.Module):
         scores = scores.masked_fill(~there, -torch.inf)
         weights = nn.functional.pad(scores, (0, 1)).softmax(-1)[:, :-1]
         pooled = (weights[:, None] @ done)[:, 0]
-        return self.body(torch.cat([self.users(self._unknown(batch["user"])), target, pooled], -1))
+        return self.body(torch.cat([self._users(batch), target, pooled], -1))
+
+    def _users(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        own = self.users(self._unknown(batch["user"]))
+        if not self.fields.num_traits:
+            return own
+        traits = batch["traits"]
+        count = (traits > 0).sum(-1, keepdim=True).clamp(min=1)
+        return torch.cat([own, self.traits(traits).sum(-2) / count], -1)
 
     def inputs(self, samples: ClickSamples) -> Batches:
         """Returns the samples as batches for ``forward``; behaviours are looked up here, once."""
         self.fields.check(samples.source)
         rows = self.histories(samples, self.settings.max_history).astype(np.int32)
-        users = self.fields.users(samples)
+        users, traits = self.fields.users(samples), self.fields.traits(samples)
 
         def take(numbers: np.ndarray) -> dict[str, np.ndarray]:
             history, rating = self.fields.behaviours(samples.source, rows[numbers])
             return {
                 "user": users[numbers],
+                "traits": traits[numbers],
                 "item": samples.item[numbers],
                 "history": history,
                 "rating": rating,
@@ -324,8 +354,8 @@ class ClickModel(nn.Module):
         for batch in self._all(samples):
             done, there = self._behaviours(batch)
             mean = (done * there[..., None]).sum(1) / there.sum(1, keepdim=True).clamp(min=1)
-            parts.append(torch.cat([self.users(batch["user"]), mean], -1).cpu().numpy())
-        width = self.users.embedding_dim + self.behaviour.out_features
+            parts.append(torch.cat([self._users(batch), mean], -1).cpu().numpy())
+        width = self.users.embedding_dim * (1 + bool(self.fields.num_traits)) + self.behaviour.out_features
         return np.concatenate([*parts, np.zeros((0, width), np.float32)])
 
     def _all(self, samples: ClickSamples) -> Iterator[dict[str, torch.Tensor]]:

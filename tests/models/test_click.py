@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -6,6 +8,7 @@ from sklearn.metrics import roc_auc_score
 
 from genrec.core.errors import DataError, RunError
 from genrec.data_prep import InteractionLog, ItemCatalog, SplitSettings, split_log
+from genrec.evaluation.click_baselines import CLICK_BASELINES, ClickTask
 from genrec.models import click
 from genrec.models.click import (
     ClickFields,
@@ -222,3 +225,41 @@ def test_what_cannot_choose_an_epoch_is_refused():
     found = samples_of(rows)
     with pytest.raises(DataError, match="all have the same answer"):
         train_click(found["train"], found["valid"], SMALL)
+
+
+def with_traits(split, job_of):
+    """The split with a table of users whose job decides what they like."""
+    users = sorted(set(split.table["user_id"].to_pylist()))
+    ages = [20 + number % 30 for number in range(len(users))]
+    table = pa.table({"user_id": users, "job": [job_of(user) for user in users], "age": ages})
+    return replace(split, users=table)
+
+
+@pytest.mark.model
+def test_what_is_known_of_users_is_read(tmp_path):
+    """Painters like things of even numbers, bakers of odd ones; users are asked for who have little history, and are new."""
+    job = {f"u{n}": ("painter", "baker")[n % 2] for n in range(160)}
+    rng = np.random.default_rng(0)
+    rows = [
+        [user, f"i{item}", float(time), 5.0 if (item % 2 == 0) == (job[user] == "painter") else 1.0]
+        for user in job
+        for time, item in enumerate(rng.integers(NUM_ITEMS, size=3).tolist())
+    ]
+    split = with_traits(split_of(rows), job.get)
+    found = {}
+    for part, source in sources(split).items():
+        owner = np.searchsorted(source.start, np.arange(len(source)), "right") - 1
+        mine = np.isin(owner, np.unique(owner[source.asked]))
+        found[part] = ClickSamples.of(source, np.flatnonzero(mine))
+    settings = SMALL.model_copy(update={"epochs": 30, "patience": 30})
+    model, _ = train_click(found["train"], found["valid"], settings)
+    assert model.fields.num_traits == 2 + 3  # two jobs, three decades
+    test = found["test"]
+    assert roc_auc_score(test.label, model.probabilities(test)) > 0.95
+    save_click_model(model, tmp_path / "click")
+    again = load_click_model(tmp_path / "click", model.fields.item_ids)
+    np.testing.assert_allclose(again.vectors(test), model.vectors(test), atol=1e-6)
+    assert model.user_vectors(test).shape[1] == 2 * 16 + 2 * 16
+    task = ClickTask(found["train"], found["valid"], model.fields, settings)
+    for name in ("logistic_regression", "deepfm"):
+        assert np.isfinite(CLICK_BASELINES[name].fit(task, 0)(test)).all()
