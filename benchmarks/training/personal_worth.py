@@ -8,6 +8,8 @@ are means over seeds.
 """
 
 import argparse
+import re
+import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,12 +19,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pa_parquet
 
-from genrec.core.errors import GenrecError
+from genrec.core.errors import GenrecError, RunError
 from genrec.core.files import read_json, write_json
 from genrec.core.progress import say
 from genrec.evaluation.report import read_values
 from genrec.evaluation.significance import compare_models
-from genrec.pipeline import METRICS, VALUES, Pipeline
+from genrec.pipeline import METRICS, PAGE, VALUES, Pipeline
 from genrec.recipe import Recipe, parse_recipe
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -90,23 +92,41 @@ def recipe_of(way: str, seed: int) -> Recipe:
     return parse_recipe(tree)
 
 
-def measure(way: str, seed: int) -> dict[str, Any]:
-    """Returns what is known of a way with a seed; every row's values under ``values``."""
-    pipeline = Pipeline(recipe_of(way, seed))
-    folder = pipeline.run_until("evaluate")
-    report = read_json(folder / METRICS)
-    users, values = read_values(folder / VALUES)
+def measure(way: str, seed: int, commit: str, collect: bool) -> dict[str, Any]:
+    """Returns what is known of a way with a seed; every row's values under ``values``.
+
+    A run is kept when it is measured, so that a cut benchmark goes on: it is measured again where its recipe or the commit is
+    another, or with ``collect`` where its recipe is.
+
+    Raises:
+        RunError: If there is nothing to collect.
+    """
+    kept = ROOT / "runs" / "personal-worth" / f"seed{seed}" / re.sub(r"\W+", "-", way)
+    wanted = recipe_of(way, seed).model_dump(mode="json")
+    about = read_json(kept / "about.json") if (kept / "about.json").exists() else {}
+    if about.get("recipe") != wanted or not (collect or about["commit"] == commit):
+        if collect:
+            raise RunError(f"{kept} holds no run of {way} with seed {seed}: measure it first.")
+        folder = Pipeline(recipe_of(way, seed)).run_until("evaluate")
+        kept.mkdir(parents=True, exist_ok=True)
+        for name in (METRICS, VALUES, PAGE):
+            shutil.copyfile(folder / name, kept / name)
+        about = {"recipe": wanted, "commit": commit}
+        write_json(kept / "about.json", about)
+    report = read_json(kept / METRICS)
+    users, values = read_values(kept / VALUES)
     return {
+        "commit": about["commit"],
         "model": {key: value for key, value in report["model"].items() if key != "slices"},
         "gates": report.get("gates"),
         "weights": report["training"]["num_trainable"],
         "seconds": {"train": report["training"]["train_s"], "rank": report["rank_s"]},
         "baselines": {name: entry["metrics"] for name, entry in report["baselines"].items()},
         "protocol": report["protocol"],
-        "recipe": pipeline.recipe.model_dump(mode="json"),
+        "recipe": wanted,
         "users": users,
         "values": {name: values[name] for name in MEASURES},
-        "sasrec": {name: read_values(folder / VALUES, "sasrec")[1][name] for name in MEASURES},
+        "sasrec": {name: read_values(kept / VALUES, "sasrec")[1][name] for name in MEASURES},
     }
 
 
@@ -129,22 +149,23 @@ def main() -> int:
     """Measures, prints, and writes the result."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
+    parser.add_argument("--collect", action="store_true", help="only what was measured, at whatever commit")
     parser.add_argument("--allow-dirty", action="store_true")
     options = parser.parse_args()
     try:
         path, result = begin_result(
             RESULTS,
-            "personal-worth",
+            f"personal-worth-seeds{'-'.join(map(str, options.seeds))}",
             "benchmarks/training/personal_worth.py",
             sys.argv[1:],
-            changed=tuple(options.seeds) != SEEDS,
+            changed=False,
             allow_dirty=options.allow_dirty,
         )
         ways: dict[str, dict[int, dict[str, Any]]] = {way: {} for way in WAYS}
         for seed in options.seeds:
             for way in WAYS:
                 say(f"== seed {seed}, {way}")
-                ways[way][seed] = measure(way, seed)
+                ways[way][seed] = measure(way, seed, result["commit"], options.collect)
         means = {
             way: {name: np.mean([row["values"][name] for row in rows.values()], 0) for name in MEASURES}
             for way, rows in ways.items()
