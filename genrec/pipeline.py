@@ -46,7 +46,7 @@ from genrec.evaluation.slices import history_slices
 from genrec.indexing import ItemIndex, build_index
 from genrec.recipe import Recipe, dump_recipe
 from genrec.runs import RunDir, versions
-from genrec.serving.card import write_card
+from genrec.serving.card import write_model_card
 from genrec.serving.recommender import DECODING
 from genrec.tasks import (
     TitlePrompts,
@@ -680,7 +680,7 @@ class Pipeline:
         self._write_decoding(tuning, grounder.gamma if grounder is not None else 0.0)
         report = self._report(r.name, label, rankings.item_ids, self.run.path, about)
         self._write_page(self.run.path, report, rankings, training["losses"])
-        write_card(self.run.path, r, report)
+        write_model_card(self.run.path, r, report)
 
     def baseline_entries(self) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
         """Returns all that is measured of each baseline's rankings, and every row's values, after ``baselines``."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
-from genrec.core.files import atomic_path
+from genrec.core.hub import UNNAMED, is_repo_id, source_name, write_card
+from genrec.data_prep.card import terms_in_words, version_in_words
 from genrec.evaluation.report import beam_line, metric_names, protocol_line, rows, test_lines
+from genrec.indexing.card import index_line
+from genrec.serving.licence import licence_of
 
 if TYPE_CHECKING:
     from genrec.recipe import Recipe
@@ -22,31 +24,53 @@ _WAYS = {
 }
 
 
-def write_card(run_dir: Path, recipe: Recipe, report: dict[str, Any]) -> None:
-    """Writes ``README.md`` into a run: model, data, index, training, metrics with baselines, how to load."""
+def write_model_card(run_dir: Path, recipe: Recipe, report: dict[str, Any]) -> None:
+    """Writes ``README.md`` into a run.
+
+    It says base model and licence, data and terms, index, training, metrics with baselines, who is served worst, limits,
+    and how to load. Names of folders are left out.
+
+    Raises:
+        RunError: If the disk refuses.
+    """
     training, data, index = report["training"], report["data"], report["index"]
-    own = report["model"]["metrics"]
+    own, protocol = report["model"]["metrics"], report["protocol"]
     names = metric_names(own)
-    results = [{"type": name, "value": round(own[name], 4), "name": name} for name in names]
-    front = {
+    backbone = training["backbone"]
+    base = backbone if is_repo_id(backbone) and not Path(backbone).exists() else source_name(backbone)
+    licence = licence_of(backbone)
+    origin = data.get("origin") or source_name(data["source"])  # a set prepared by an earlier version has none
+    front: dict[str, Any] = {
         "library_name": "genrec",
+        **licence.front,
+        **({"base_model": base} if is_repo_id(base) else {}),
         "pipeline_tag": "text-generation",
         "tags": ["recommender-system", "generative-retrieval", "sequential-recommendation"],
+        # Of the model alone: the Hub counts every result in here as the model's own. Baselines are in the table.
         "model-index": [
             {
                 "name": recipe.name,
                 "results": [
                     {
                         "task": {"type": "recommendation", "name": "Next-item recommendation"},
-                        "dataset": {"type": data["source"], "name": data["source"]},
-                        "metrics": results,
+                        "dataset": {
+                            "type": origin,
+                            "name": origin,
+                            "split": protocol["on"],
+                            "args": {
+                                "protocol": protocol["split"],
+                                "candidates": protocol["candidates"],
+                                "log_sha256": data["log_sha256"],
+                            },
+                        },
+                        "metrics": [
+                            {"type": name, "value": round(own[name], 4), "name": name} for name in names
+                        ],
                     }
                 ],
             }
         ],
     }
-    if "/" in training["backbone"] and not Path(training["backbone"]).exists():
-        front["base_model"] = training["backbone"]
     lines = ["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
     lines += [
         f"| {name} | " + " | ".join(f"{metrics[m]:.4f}" for m in names) + " |"
@@ -56,13 +80,33 @@ def write_card(run_dir: Path, recipe: Recipe, report: dict[str, Any]) -> None:
     method, grounding = recipe.decoding.method, recipe.decoding.grounding
     beams = grounding.beams if method == "grounded" else report["beams"]
     tests = "".join(f"- {line}\n" for line in test_lines(report))
-    text = f"""---
-{yaml.safe_dump(front, sort_keys=False).strip()}
----
-
-# {recipe.name}
+    groups = "".join(f"- {line}\n" for line in slice_lines(report["model"]))
+    later = "Training items of other users may be later than a test item. " if data["split"] == "leave-one-out" else ""
+    text = f"""# {recipe.name}
 
 A language model that recommends by {_WAYS[method]}. Made by genrec {report["versions"]["genrec"]}.
+
+## Licence and terms
+
+- Model: {licence.sentence(base)}
+- Data: {origin}; terms: {terms_in_words(data)}. They hold for the titles and item ids in these files, and may hold for
+  what was learned from the log.
+
+## Intended use
+
+To rank the {protocol["num_items"]:,} items of its catalogue for someone whose history it is given: items of this catalogue,
+oldest first. It suits research and trying out on data like its own. It is not meant for people's access to work, credit,
+housing, health or news without a study of its effects there, nor for catalogues or kinds of users that it was not measured
+on. What it writes outside an item's identifier or title has no meaning.
+
+## How to use it
+
+```python
+from genrec import Recommender
+
+recommender = Recommender.from_pretrained("{UNNAMED}")  # or a folder
+recommender.recommend([["ITEM_ID", "ITEM_ID"]], k=10)
+```
 
 ## Results
 
@@ -72,37 +116,77 @@ A language model that recommends by {_WAYS[method]}. Made by genrec {report["ver
 over users, corrected by Holm:
 
 {tests}
-## How to use it
+## Who is served worst, and what is recommended
 
-```python
-from genrec import Recommender
-
-recommender = Recommender.from_pretrained("PATH_OR_HUB_ID")
-recommender.recommend([["ITEM_ID", "ITEM_ID"]], k=10)
-```
-
+{groups}{_exposure_line(report, names)}
 ## What it is made of
 
-- Backbone: {training["backbone"]}, {training["layers"]} layers kept; {training["num_trainable"]:,} of
+- Base model: {base}, {training["layers"]} layers kept; {training["num_trainable"]:,} of
   {training["num_weights"]:,} weights trained ({recipe.train.adapter}), the frozen ones held in
-  {training["dtype"]}; {report["model_mb"]} MB saved. The backbone
-  itself is not in these files, and its licence applies.
-- Data: {data["source"]}, {kept["interactions"]:,} interactions of {kept["users"]:,} users and {kept["items"]:,}
-  items, SHA-256 of the prepared log {data["log_sha256"][:16]}, of log and split {data["split_sha256"][:16]}. Ties in time: {data["tie_rule"]}
-  ({data["num_ties"]:,} neighbouring pairs). The data's own terms apply to titles in these files.
-- Index: {index["method"]}, {index["num_tokens"]:,} tokens, codes of at most {index["max_length"]} tokens, collision
-  rate {index["collision_rate"]:.4f}, hash {index["hash"][:16]}.
-- Training: {training["num_steps"]:,} steps in {training["train_s"]:.0f} s on {training["processes"]} process(es),
-  {training["num_targets"]:,} targets an epoch, seed {report["seed"]}.
+  {training["dtype"]}; {report["model_mb"]} MB saved. The frozen weights are not in these files.
+- Data: {origin}, version: {version_in_words(data)}; {kept["interactions"]:,} interactions of {kept["users"]:,} users and
+  {kept["items"]:,} items, SHA-256 of the prepared log {data["log_sha256"][:16]}, of log and split {data["split_sha256"][:16]}.
+  Ties in time: {data["tie_rule"]} ({data["num_ties"]:,} neighbouring pairs).
+- Index: {index_line(index)}.
+- Recipe: recipe.yaml, whole, with seed {report["seed"]}.
+- Training cost: {training["num_steps"]:,} steps in {training["train_s"]:.0f} s on {training["processes"]} process(es),
+  {training["num_targets"]:,} targets an epoch; ranking the test rows took {report["rank_s"]:.0f} s.
 - Lists: {own["valid_item_rate"]:.4f} of the listed items exist,
   {own["distinct_item_rate"]:.4f} are distinct; decoding with {beams} beams. {beam_line(report)}
 - Versions: {", ".join(f"{name} {version}" for name, version in report["versions"].items())}.
 
 ## Limits
 
-Measured on one log, {data["split"]}, with one seed.
-{"Training items of other users may be later than a test item. " if data["split"] == "leave-one-out" else ""}Popular items are recommended more often than rare ones. Items added after training are unknown to it.
-The whole recipe is in recipe.yaml.
+Measured on one log, {data["split"]}, with one seed. {later}What users were not shown they could not take, and counts as a
+miss. Popular items are recommended more often than rare ones. Items added after training are unknown to it. The base model's
+own biases, which its card may name, go into what it makes of titles.
 """
-    with atomic_path(run_dir / "README.md") as part:
-        part.write_text(text, encoding="utf-8")
+    write_card(run_dir, front, text)
+
+
+def slice_lines(entry: Mapping[str, Any]) -> list[str]:
+    """Returns for each slice of a model's entry which group is served worst and which best, with numbers, in words.
+
+    Groups of fewer than 30 users are counted and not compared.
+    """
+    found = []
+    for title, groups in entry["slices"].items():
+        few = sum(bool(group.get("few")) for group in groups)
+        left = f" {few} group(s) of fewer than 30 users are not compared." if few else ""
+        compared = [group for group in groups if not group.get("few")]
+        if len(compared) < 2:
+            if groups:
+                found.append(f"By {title}: no two groups are large enough to be compared.{left}")
+            continue
+        metric = list(compared[0]["metrics"])[-1]
+        compared = sorted((group for group in compared if metric in group["metrics"]), key=lambda g: g["metrics"][metric])
+        worst, best = compared[0], compared[-1]
+        apart = worst["intervals"][metric][1] < best["intervals"][metric][0]
+        sure = "their intervals do not overlap" if apart else "their intervals overlap, so that it may be chance"
+        found.append(
+            f"By {title}: worst {_group(worst, metric)}, best {_group(best, metric)}; {sure}.{left}"
+        )
+    return found
+
+
+def _group(group: Mapping[str, Any], metric: str) -> str:
+    low, high = group["intervals"][metric]
+    return (
+        f'"{group["group"]}" ({metric} {group["metrics"][metric]:.4f} [{low:.4f}, {high:.4f}], {group["num_users"]:,} users)'
+    )
+
+
+def _exposure_line(report: Mapping[str, Any], names: list[str]) -> str:
+    """Returns how the lists are spread over the catalogue, beside the data's own spread by way of the baselines."""
+    own, k = report["model"]["metrics"], names[-1].partition("@")[2]
+    if f"tail_share@{k}" not in own:
+        return ""
+    baselines = "".join(
+        f"; {entry['name']}: {entry['metrics'][f'coverage@{k}']:.1%} and {entry['metrics'][f'tail_share@{k}']:.1%}"
+        for entry in report["baselines"].values()
+        if f"tail_share@{k}" in entry["metrics"]
+    )
+    return (
+        f"- Lists of {k} reach {own[f'coverage@{k}']:.1%} of the catalogue, and {own[f'tail_share@{k}']:.1%} of what is listed is "
+        f"of the long tail (items outside the fewest that make 80% of the interactions){baselines}.\n"
+    )
