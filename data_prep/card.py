@@ -52,7 +52,8 @@ def write_dataset_card(folder: Path, report: Mapping[str, Any]) -> None:
         ],
     }
     steps = "".join(
-        f"| {each['step']} | {each['interactions']:,} | {each['users']:,} | {each['items']:,} |\n" for each in report["steps"]
+        f"| {each['step']} | {each['interactions']:,} | {each['users']:,} | {each['items']:,} |\n"
+        for each in report["steps"]
     )
     parts = ", ".join(f"{part} {size:,}" for part, size in report["parts"].items())
     text = f"""# {report["origin"]}, prepared by genrec {report["genrec"]}

@@ -308,7 +308,8 @@ def _prepared(folder: Path, version: str = "") -> Reading:
     """Returns how a prepared data set is read; DataError as ``check_manifest``."""
     about = check_manifest(folder)
     log, items = table_in(folder, "interactions"), table_in(folder, "items")
-    assert log is not None and items is not None, "the manifest names both"
+    assert log is not None
+    assert items is not None  # the manifest names both
     return Reading(
         "table",
         table_file(log),

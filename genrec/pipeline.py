@@ -740,7 +740,7 @@ class Pipeline:
             DataError: As ``read_rankings`` and ``align``.
             RecipeError: If the name cannot be that of a folder.
         """
-        if not name or Path(name).name != name:
+        if name in ("", "..") or Path(name).name != name:
             raise RecipeError(
                 f"The name of judged rankings must be one that a folder can have, got {name!r}."
             )

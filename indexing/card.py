@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 def index_line(index: dict[str, Any]) -> str:
     """Returns what an index is and how good, of its report with ``method`` and ``hash``, in words."""
     touched = index.get("num_items_touched")
-    policy = f", {touched:,} items touched by the collision policy {index['collision_policy']}" if touched else ""
+    policy = (
+        f", {touched:,} items touched by the collision policy {index['collision_policy']}" if touched else ""
+    )
     return (
         f"{index['method']}, {index['num_items']:,} items, {index['num_tokens']:,} tokens, codes of {index['mean_length']:.2f} "
         f"tokens in the mean and {index['max_length']} at most; collision rate {index['collision_rate']:.4f}{policy}; hash "
@@ -36,7 +38,9 @@ def write_index_card(folder: Path, index: ItemIndex) -> None:
     settings = "Not made by genrec: it cannot name new items."
     if index.settings is not None:
         chosen = index.settings.model_dump(mode="json", exclude_defaults=True)
-        settings = ", ".join(f"{key} {value}" for key, value in chosen.items() if key != "method") or "all defaults"
+        settings = (
+            ", ".join(f"{key} {value}" for key, value in chosen.items() if key != "method") or "all defaults"
+        )
         settings = f"Settings other than the defaults: {settings}." if chosen else "Settings: all defaults."
     before = index.report.get("collision_rate_before")
     text = f"""# Item index: {index.method}

@@ -39,7 +39,9 @@ def write_model_card(run_dir: Path, recipe: Recipe, report: dict[str, Any]) -> N
     backbone = training["backbone"]
     base = backbone if is_repo_id(backbone) and not Path(backbone).exists() else source_name(backbone)
     licence = licence_of(backbone)
-    origin = data.get("origin") or source_name(data["source"])  # a set prepared by an earlier version has none
+    origin = data.get("origin") or source_name(
+        data["source"]
+    )  # a set prepared by an earlier version has none
     front: dict[str, Any] = {
         "library_name": "genrec",
         **licence.front,
@@ -81,7 +83,11 @@ def write_model_card(run_dir: Path, recipe: Recipe, report: dict[str, Any]) -> N
     beams = grounding.beams if method == "grounded" else report["beams"]
     tests = "".join(f"- {line}\n" for line in test_lines(report))
     groups = "".join(f"- {line}\n" for line in slice_lines(report["model"]))
-    later = "Training items of other users may be later than a test item. " if data["split"] == "leave-one-out" else ""
+    later = (
+        "Training items of other users may be later than a test item. "
+        if data["split"] == "leave-one-out"
+        else ""
+    )
     text = f"""# {recipe.name}
 
 A language model that recommends by {_WAYS[method]}. Made by genrec {report["versions"]["genrec"]}.
@@ -132,13 +138,13 @@ over users, corrected by Holm:
 - Training cost: {training["num_steps"]:,} steps in {training["train_s"]:.0f} s on {training["processes"]} process(es),
   {training["num_targets"]:,} targets an epoch; ranking the test rows took {report["rank_s"]:.0f} s.
 - Lists: {own["valid_item_rate"]:.4f} of the listed items exist,
-  {own["distinct_item_rate"]:.4f} are distinct; decoding with {beams} beams. {beam_line(report)}
+  {own["distinct_item_rate"]:.4f} are distinct; decoding with {f"{beams} beams. {beam_line(report)}".strip()}
 - Versions: {", ".join(f"{name} {version}" for name, version in report["versions"].items())}.
 
 ## Limits
 
 Measured on one log, {data["split"]}, with one seed. {later}What users were not shown they could not take, and counts as a
-miss. Popular items are recommended more often than rare ones. Items added after training are unknown to it. The base model's
+miss. Items added after training are unknown to it. The base model's
 own biases, which its card may name, go into what it makes of titles.
 """
     write_card(run_dir, front, text)
@@ -154,26 +160,29 @@ def slice_lines(entry: Mapping[str, Any]) -> list[str]:
         few = sum(bool(group.get("few")) for group in groups)
         left = f" {few} group(s) of fewer than 30 users are not compared." if few else ""
         compared = [group for group in groups if not group.get("few")]
+        if len(groups) == 1:
+            found.append(f'By {title}: all are "{groups[0]["group"]}".{left}')
+            continue
         if len(compared) < 2:
             if groups:
                 found.append(f"By {title}: no two groups are large enough to be compared.{left}")
             continue
         metric = list(compared[0]["metrics"])[-1]
-        compared = sorted((group for group in compared if metric in group["metrics"]), key=lambda g: g["metrics"][metric])
+        compared = sorted(
+            (group for group in compared if metric in group["metrics"]), key=lambda g: g["metrics"][metric]
+        )
         worst, best = compared[0], compared[-1]
         apart = worst["intervals"][metric][1] < best["intervals"][metric][0]
-        sure = "their intervals do not overlap" if apart else "their intervals overlap, so that it may be chance"
-        found.append(
-            f"By {title}: worst {_group(worst, metric)}, best {_group(best, metric)}; {sure}.{left}"
+        sure = (
+            "their intervals do not overlap" if apart else "their intervals overlap, so that it may be chance"
         )
+        found.append(f"By {title}: worst {_group(worst, metric)}, best {_group(best, metric)}; {sure}.{left}")
     return found
 
 
 def _group(group: Mapping[str, Any], metric: str) -> str:
     low, high = group["intervals"][metric]
-    return (
-        f'"{group["group"]}" ({metric} {group["metrics"][metric]:.4f} [{low:.4f}, {high:.4f}], {group["num_users"]:,} users)'
-    )
+    return f'"{group["group"]}" ({metric} {group["metrics"][metric]:.4f} [{low:.4f}, {high:.4f}], {group["num_users"]:,} users)'
 
 
 def _exposure_line(report: Mapping[str, Any], names: list[str]) -> str:

@@ -16,11 +16,12 @@ import numpy as np
 import pyarrow.parquet as pa_parquet
 
 from genrec._version import __version__
-from genrec.core.errors import DataError, IndexingError, RunError, UnknownItemError, nearest, require
+from genrec.core.errors import DataError, IndexingError, RunError, UnknownItemError, nearest
 from genrec.core.files import megabytes, read_json
 from genrec.core.hub import check_repo_id, pull, push, without_private_paths
 from genrec.core.progress import say
 from genrec.data_prep import ItemCatalog, ItemId, UserId, check_manifest
+from genrec.data_prep.card import terms_in_words
 from genrec.decoding.settings import DecodingSettings, Method
 from genrec.evaluation.baselines import sequence_scorer
 from genrec.indexing import Code, ItemIndex
@@ -669,6 +670,10 @@ class Recommender:
             RunError: As ``genrec.core.hub.push``.
         """
         check_repo_id(repo_id)
+        about = read_json(self.run_dir / "metrics.json") if (self.run_dir / "metrics.json").exists() else {}
+        say(
+            f"  titles and ids of items go along; terms of their data: {terms_in_words(about.get('data', {}))}"
+        )
         with tempfile.TemporaryDirectory() as scratch:
             folder = self.save_pretrained(scratch)
             # Of another model that was there before.
