@@ -1,5 +1,6 @@
 """Reading, checking, filtering and splitting logs; item catalogues; readers of public data sets."""
 
+from genrec.data_prep.card import push_dataset
 from genrec.data_prep.catalog import ItemCatalog
 from genrec.data_prep.log import InteractionLog, ItemId, UserId
 from genrec.data_prep.manifest import check_manifest
@@ -29,6 +30,7 @@ __all__ = [
     "leave_one_out",
     "load_dataset",
     "prepare",
+    "push_dataset",
     "read_split",
     "read_users",
     "split_log",

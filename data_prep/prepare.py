@@ -19,8 +19,10 @@ import pyarrow.parquet as pa_parquet
 from genrec._version import __version__
 from genrec.core.errors import DataError
 from genrec.core.files import atomic_path, hash_file, write_json
+from genrec.core.hub import source_name
 from genrec.core.progress import say
 from genrec.data_prep import rules
+from genrec.data_prep.card import write_dataset_card
 from genrec.data_prep.catalog import ItemCatalog, with_lists
 from genrec.data_prep.engine import Engine, Scan, in_memory, open_engine
 from genrec.data_prep.log import InteractionLog
@@ -71,8 +73,8 @@ def prepare(settings: DataSettings, folder: str | Path) -> dict[str, Any]:
     """Returns the report of a data set that is written into a folder.
 
     The folder gets ``interactions.parquet`` (ordered by user and time, with ``part``), ``items.parquet``,
-    ``users.parquet`` where something is known of users, ``report.json``, ``manifest.json`` and, where rows were put aside,
-    ``quarantine.jsonl``. Filters come in the order rating, time, repeats, core.
+    ``users.parquet`` where something is known of users, ``report.json``, ``manifest.json``, ``README.md`` (a data set
+    card) and, where rows were put aside, ``quarantine.jsonl``. Filters come in the order rating, time, repeats, core.
 
     Args:
         settings: The recipe's ``data``.
@@ -112,7 +114,10 @@ def prepare(settings: DataSettings, folder: str | Path) -> dict[str, Any]:
         report = {
             "genrec": __version__,
             "source": without_login(s.source),
+            "origin": reading.origin or source_name(s.source),
             "format": reading.format,
+            "version": reading.version,
+            "terms": reading.terms,
             "engine": s.engine.name,
             "time": checked.time,
             "steps": work.steps,
@@ -128,6 +133,7 @@ def prepare(settings: DataSettings, folder: str | Path) -> dict[str, Any]:
         }
     _write_manifest(folder, settings, reading, report)
     write_json(folder / REPORT, report)
+    write_dataset_card(folder, report)
     return report
 
 
@@ -532,7 +538,7 @@ def _write_manifest(folder: Path, settings: DataSettings, reading: Reading, repo
             "genrec": __version__,
             "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "settings": settings.model_dump(mode="json") | {"source": without_login(settings.source)},
-            "format": reading.format,
+            **{key: report[key] for key in ("origin", "format", "version", "terms")},
             "source_files": [
                 {"name": file.name, "bytes": file.stat().st_size, "sha256": hash_file(file)}
                 for file in reading.files

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     import ibis
 
 GROUPLENS = (
-    "research use, no redistribution (the README in the folder; https://grouplens.org/datasets/movielens)"
+    "research use, no commercial use without GroupLens' permission, no redistribution (the README in the folder; "
+    "https://grouplens.org/datasets/movielens)"
 )
 MCAULEY = "research use, cite the authors (https://cseweb.ucsd.edu/~jmcauley/datasets.html)"
 YELP = "academic use under Yelp's terms, no redistribution (https://www.yelp.com/dataset)"
@@ -107,7 +108,8 @@ def movielens_100k() -> Reading:
         "recbole==1.2.1",
         "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407",
         tuple(f"recbole/dataset_example/ml-100k/ml-100k.{table}" for table in ("inter", "item", "user")),
-        "research use, no redistribution (https://files.grouplens.org/datasets/movielens/ml-100k-README.txt)",
+        "research use, no commercial use without GroupLens' permission, no redistribution "
+        "(https://files.grouplens.org/datasets/movielens/ml-100k-README.txt)",
     )
     log, items, users = fetch(files)
 
@@ -123,7 +125,14 @@ def movielens_100k() -> Reading:
         )
 
     return Reading(
-        "movielens-100k", table_file(log), table_file(items), table_file(users), time="s", shape_items=shape
+        "movielens-100k",
+        table_file(log),
+        table_file(items),
+        table_file(users),
+        time="s",
+        shape_items=shape,
+        terms=files.terms,
+        version=files.package,
     )
 
 

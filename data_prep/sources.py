@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pa_parquet
 
-from genrec.core.errors import DataError, nearest, require
+from genrec.core.errors import DataError, RunError, nearest, require
+from genrec.core.hub import is_repo_id, pull, source_name
 from genrec.core.progress import say
 from genrec.data_prep.engine import Source
-from genrec.data_prep.manifest import MANIFEST, check_manifest
+from genrec.data_prep.manifest import MANIFEST, PUSHED, check_manifest
 
 if TYPE_CHECKING:
     import ibis
@@ -60,6 +61,8 @@ class Reading:
         repeated_items: ``first`` where the source is known to name items twice.
         unknown_items: ``untitled`` where the source is known to lack items of its log: they get an entry without text.
         terms: Under which terms the data may be used; said when it is read.
+        version: Which edition of the data it is, where that is known.
+        origin: What the data were made from before they were prepared; empty where they are read as they came.
     """
 
     format: str
@@ -76,6 +79,8 @@ class Reading:
     repeated_items: Literal["error", "first"] = "error"
     unknown_items: Literal["error", "untitled"] = "error"
     terms: str = ""
+    version: str = ""
+    origin: str = ""
 
     @property
     def files(self) -> list[Path]:
@@ -139,6 +144,21 @@ def hub_table(name: str, scratch: Path) -> Source:
     scratch.mkdir(parents=True, exist_ok=True)
     data.to_parquet(str(file))
     return Source((file,), "parquet", name=f"hub:{name}")
+
+
+def prepared_on_hub(name: str) -> Path | None:
+    """Returns the folder in the cache with a prepared data set that ``push_dataset`` put on the Hub, None if it is none."""
+    if not is_repo_id(name) or Path(name).exists():
+        return None
+    hub = require("huggingface_hub", "train")
+    try:
+        hub.hf_hub_download(name, MANIFEST, repo_type="dataset")
+    except (OSError, ValueError):  # no such file, or no such set: datasets then says what is the matter
+        return None
+    try:
+        return pull(name, "dataset", "a prepared data set", PUSHED)
+    except RunError as error:
+        raise DataError(str(error)) from error
 
 
 def without_login(source: str) -> str:
@@ -286,6 +306,8 @@ def _reading(
         )
     if source in PUBLIC:
         return PUBLIC[source]()
+    if source.startswith("hub:") and (folder := prepared_on_hub(source[4:])) is not None:
+        return _prepared(folder, folder.name)
     if source.startswith("hub:"):
         return Reading("Hub data set", hub_table(source[4:], scratch), _table(items, scratch, None, encoding))
     if _is_database(source):
@@ -301,8 +323,8 @@ def _reading(
     if format in FORMATS:
         return FORMATS[format].open(path, catalogue)
     if path.is_dir() and (log_path := table_in(path, "interactions")) is not None:
-        if (path / MANIFEST).is_file():
-            check_manifest(path)
+        if (path / MANIFEST).is_file() and not items:
+            return _prepared(path)
         items = items or str(table_in(path, "items") or "")
         users = table_in(path, "users")
         return Reading(
@@ -316,6 +338,23 @@ def _reading(
             say(f"  {path.name} is read as {found.format} (data.format=table reads it as a plain table)")
         return found
     return Reading("table", table_file(path, encoding), _table(items, scratch, None, encoding))
+
+
+def _prepared(folder: Path, version: str = "") -> Reading:
+    """Returns how a prepared data set is read; DataError as ``check_manifest``."""
+    about = check_manifest(folder)
+    log, items, users = (table_in(folder, name) for name in ("interactions", "items", "users"))
+    assert log is not None
+    assert items is not None  # the manifest names both
+    return Reading(
+        "table",
+        table_file(log),
+        table_file(items),
+        table_file(users) if users else None,
+        terms=about.get("terms", ""),  # a set that an earlier version prepared has none
+        version=version or about.get("version", ""),
+        origin=about.get("origin") or source_name(about["settings"]["source"]),
+    )
 
 
 def _table(

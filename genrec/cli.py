@@ -186,11 +186,18 @@ def build_parser() -> argparse.ArgumentParser:
         help="type of the weights (default: that of the backbone in training)",
     )
     _add_serving(commands.add_parser("serve", help="answer over HTTP: recommend, score, explain, items"))
-    push = commands.add_parser("push", help="upload a run to the Hub, without user histories")
-    push.add_argument("run", help="folder of a finished run")
+    push = commands.add_parser(
+        "push", help="upload a run (without user histories), an index or a prepared data set to the Hub"
+    )
+    push.add_argument("folder", help="of a finished run, an index or a prepared data set")
     push.add_argument("repo_id", help="org/name")
     push.add_argument("--public", action="store_true", help="make a new repository public")
-    push.add_argument("--dry-run", action="store_true", help="only list what would go up")
+    push.add_argument("--dry-run", action="store_true", help="only list what would go up, with sizes")
+    push.add_argument(
+        "--i-may-share-user-data",
+        action="store_true",
+        help="of a prepared data set, which is data of users: say that you may share them",
+    )
     return parser
 
 
@@ -309,11 +316,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             Recommender.from_pretrained(options.run).export(options.folder, options.engine, options.dtype)
         else:
-            from genrec.serving import Recommender
-
-            recommender = Recommender.from_pretrained(options.run)
-            names = recommender.push_to_hub(options.repo_id, not options.public, options.dry_run)
-            print("\n".join(names))
+            _push(options)
     except GenrecError as error:
         print(f"genrec: {error}", file=sys.stderr)
         return error.exit_status
@@ -360,6 +363,43 @@ def _batch(options: argparse.Namespace) -> None:
     )
     if is_main_process():
         print(f"Recommendations: {folder}")
+
+
+def _push(options: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from genrec.core.errors import RunError
+    from genrec.core.hub import check_repo_id, size_in_words
+
+    check_repo_id(options.repo_id)
+    folder, private = Path(options.folder), not options.public
+    if (folder / "serving.json").is_file():
+        from genrec.serving import Recommender
+
+        files = Recommender.from_pretrained(folder).push_to_hub(options.repo_id, private, options.dry_run)
+    elif (folder / "index.json").is_file():
+        from genrec.indexing import ItemIndex
+
+        files = ItemIndex.load(folder).push_to_hub(options.repo_id, private, options.dry_run)
+    elif (folder / "interactions.parquet").exists():
+        from genrec.data_prep import push_dataset
+
+        files = push_dataset(
+            folder,
+            options.repo_id,
+            may_share_user_data=options.i_may_share_user_data,
+            private=private,
+            dry_run=options.dry_run,
+        )
+    else:
+        raise RunError(
+            f"{folder} is neither a finished run (serving.json), nor an index (index.json), nor a prepared data set "
+            "(interactions.parquet). Give the folder of one."
+        )
+    sizes = [size_in_words(size) for size in files.values()]
+    width = max(map(len, sizes))
+    print("\n".join(f"{size:>{width}}  {name}" for name, size in zip(files, sizes, strict=True)))
+    print(f"{size_in_words(sum(files.values())):>{width}}  in {len(files)} files")
 
 
 def _update(options: argparse.Namespace) -> None:

@@ -46,7 +46,7 @@ from genrec.evaluation.slices import history_slices
 from genrec.indexing import ItemIndex, build_index
 from genrec.recipe import Recipe, dump_recipe
 from genrec.runs import RunDir, versions
-from genrec.serving.card import write_card
+from genrec.serving.card import write_model_card
 from genrec.tasks import (
     TitlePrompts,
     asks_for_identifiers,
@@ -713,7 +713,7 @@ class Pipeline:
         seal(self.run.path, self._injected)
         report = self._report(r.name, label, rankings.item_ids, self.run.path, about)
         self._write_page(self.run.path, report, rankings, training["losses"])
-        write_card(self.run.path, r, report)
+        write_model_card(self.run.path, r, report)
 
     def baseline_entries(self) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
         """Returns all that is measured of each baseline's rankings, and every row's values, after ``baselines``."""
@@ -773,7 +773,7 @@ class Pipeline:
             DataError: As ``read_rankings`` and ``align``.
             RecipeError: If the name cannot be that of a folder.
         """
-        if not name or Path(name).name != name:
+        if name in ("", "..") or Path(name).name != name:
             raise RecipeError(
                 f"The name of judged rankings must be one that a folder can have, got {name!r}."
             )

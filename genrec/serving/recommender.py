@@ -26,11 +26,12 @@ from genrec.core.errors import (
     RunError,
     UnknownItemError,
     nearest,
-    require,
 )
 from genrec.core.files import hash_folder, hash_value, megabytes, read_json
+from genrec.core.hub import check_repo_id, pull, push, without_private_paths
 from genrec.core.progress import say
 from genrec.data_prep import ItemCatalog, ItemId, UserId, check_manifest
+from genrec.data_prep.card import terms_in_words
 from genrec.decoding.settings import DecodingSettings, Method
 from genrec.evaluation.baselines import sequence_scorer
 from genrec.indexing import Code, ItemIndex
@@ -209,7 +210,7 @@ class Recommender:
         """
         run = Path(path_or_hub_id)
         if not run.is_dir():
-            run = _download(str(path_or_hub_id))
+            run = pull(str(path_or_hub_id), "model", "a finished run")
         decoding = run / DECODING / "decoding.json"
         if decoding.exists() and read_json(decoding).get("task") == "click":
             raise RunError(
@@ -789,7 +790,7 @@ class Recommender:
         """Writes what another machine needs to recommend, and says how many MB it is.
 
         That is the adapter with its identifier rows, tokenizer, index, catalogue, card, recipe and metrics;
-        the frozen backbone is named, not written, and user histories stay here.
+        the frozen backbone is named, not written, and user histories stay here. The home folder is called ``~`` in it.
 
         Raises:
             RunError: If the disk refuses.
@@ -807,6 +808,7 @@ class Recommender:
                     shutil.copytree(source, folder / name, dirs_exist_ok=True, ignore=_OF_USERS)
                 elif source.exists():
                     shutil.copyfile(source, folder / name)
+                without_private_paths(folder / name)
             seal(folder, teacher)
         except OSError as error:
             raise RunError(f"Could not write {folder}: {error}") from error
@@ -888,8 +890,8 @@ class Recommender:
         say(f"  exported {folder} ({megabytes(folder):.1f} MB)")
         return folder
 
-    def push_to_hub(self, repo_id: str, private: bool = True, dry_run: bool = False) -> list[str]:
-        """Uploads what ``save_pretrained`` writes to the Hub and returns the names of the files.
+    def push_to_hub(self, repo_id: str, private: bool = True, dry_run: bool = False) -> dict[str, int]:
+        """Uploads what ``save_pretrained`` writes to the Hub and returns ``{file: bytes}``.
 
         The catalogue goes along: see that its terms allow it.
 
@@ -897,16 +899,28 @@ class Recommender:
             repo_id: ``org/name``.
             private: Whether a new repository is private.
             dry_run: Only say what would go up.
+
+        Raises:
+            RunError: As ``genrec.core.hub.push``.
         """
-        hub = require("huggingface_hub", "train")
-        with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder)
-            names = sorted(p.relative_to(folder).as_posix() for p in Path(folder).rglob("*") if p.is_file())
-            if not dry_run:
-                api = hub.HfApi()
-                api.create_repo(repo_id, private=private, exist_ok=True)
-                api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="genrec run")
-        return names
+        check_repo_id(repo_id)
+        about = read_json(self.run_dir / "metrics.json") if (self.run_dir / "metrics.json").exists() else {}
+        say(
+            f"  titles and ids of items go along; terms of their data: {terms_in_words(about.get('data', {}))}"
+        )
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = self.save_pretrained(scratch)
+            # Of another model that was there before.
+            replaces = [f"{name}/*" for name in (MODEL, INDEX, DECODING, USERS)]
+            return push(
+                folder,
+                repo_id,
+                "model",
+                private=private,
+                dry_run=dry_run,
+                message="genrec run",
+                replaces=replaces,
+            )
 
 
 def _stacked(users: Sequence[np.ndarray | None]) -> np.ndarray | None:
@@ -938,14 +952,3 @@ def _at_least_one(name: str, value: Any) -> int:
 
 def _folded(title: str) -> str:
     return " ".join(title.split()).casefold()
-
-
-def _download(repo_id: str) -> Path:
-    hub = require("huggingface_hub", "train")
-    try:
-        return Path(hub.snapshot_download(repo_id))
-    except Exception as error:  # the client raises many kinds, offline, missing and forbidden among them
-        raise RunError(
-            f"{repo_id!r} is neither a folder nor a Hub repository that can be read "
-            f"({type(error).__name__}). Give the folder of a finished run, or org/name."
-        ) from error
