@@ -14,6 +14,7 @@ PUSHED = (
     "interactions.parquet",
     "interactions.parquet/*",
     "items.parquet",
+    "users.parquet",
     "report.json",
     MANIFEST,
     "README.md",
