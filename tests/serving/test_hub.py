@@ -16,7 +16,7 @@ from hub import TOKEN, point_at, stand_in
 
 from genrec.cli import main
 from genrec.core.errors import DataError, RunError
-from genrec.core.hub import check_repo_id, check_shareable, is_repo_id, pull
+from genrec.core.hub import check_repo_id, check_shareable, is_repo_id, pull, without_private_paths
 from genrec.data_prep import DataSettings, load_dataset, prepare, push_dataset
 from genrec.indexing import ItemIndex
 from genrec.pipeline import Pipeline
@@ -64,7 +64,10 @@ def hub(tmp_path, home, monkeypatch):
 @pytest.mark.model
 def test_a_run_comes_back_from_the_hub_as_it_went(run, hub, capsys):
     recommender = Recommender.from_pretrained(run)
+    dry = recommender.push_to_hub("me/planted", dry_run=True)
+    assert not hub.repos
     files = recommender.push_to_hub("me/planted")
+    assert files == dry
     repo = hub.repos["models/me/planted"]
     assert repo["private"]
     assert {name: len(content) for name, content in repo["files"].items()} == files
@@ -224,6 +227,8 @@ def test_an_index_comes_back_from_the_hub(hub):
     assert index.push_to_hub("me/index", dry_run=True).keys() == {"README.md", "index.json", "index.parquet"}
     assert not hub.repos
     index.push_to_hub("me/index")
+    with pytest.raises(RunError, match="neither a folder nor a Hub repository"):
+        ItemIndex.load("me/other")
     again = ItemIndex.load("me/index")
     assert (again.codes, again.hash, again.tokens) == (index.codes, index.hash, index.tokens)
     card = huggingface_hub.ModelCard(hub.repos["models/me/index"]["files"]["README.md"].decode())
@@ -279,6 +284,33 @@ def test_the_data_set_card_is_what_the_hubs_own_classes_read(prepared, tmp_path)
     # The card's own configurations tell log and catalogue apart.
     found = datasets.load_dataset(str(prepared), "items", split="train", cache_dir=str(tmp_path / "cache"))
     assert found.num_rows == pq.read_metadata(prepared / "items.parquet").num_rows
+
+
+def test_terms_and_origin_are_carried_from_the_raw_set_to_the_card(tmp_path):
+    raw = tmp_path / "ml"
+    raw.mkdir()
+    rows = [f"{user}::{item}::5::97830076{item}\n" for user in range(3) for item in range(6)]
+    (raw / "ratings.dat").write_text("".join(rows))
+    (raw / "movies.dat").write_text("".join(f"{item}::Film {item} (1995)::Drama\n" for item in range(6)))
+    core = {"user_core": 1, "item_core": 1}
+    prepare(DataSettings(source=str(raw), **core), tmp_path / "first")
+    prepare(DataSettings(source=str(tmp_path / "first"), **core), tmp_path / "second")
+    for folder in ("first", "second"):
+        card = (tmp_path / folder / "README.md").read_text()
+        assert "no commercial use without GroupLens' permission, no redistribution" in card
+        assert "Source: ml, read as" in card
+
+
+def test_shared_texts_name_neither_the_home_folder_nor_logins(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/jane")
+    text = "a: /home/jane/x\nb: /home/janet/y\nc: postgres://jane:secret@host/db\nd: https://a.b/c\n"
+    (tmp_path / "recipe.yaml").write_text(text)
+    (tmp_path / "tokenizer.json").write_text('{"/home/jane": 1}')
+    without_private_paths(tmp_path)
+    assert (tmp_path / "recipe.yaml").read_text() == (
+        "a: ~/x\nb: /home/janet/y\nc: postgres://host/db\nd: https://a.b/c\n"
+    )
+    assert (tmp_path / "tokenizer.json").read_text() == '{"/home/jane": 1}'
 
 
 def test_a_public_repository_is_not_filled_with_what_should_be_private(prepared, hub):

@@ -172,29 +172,6 @@ def test_a_new_item_with_tokens_never_learned_is_refused(run):
         recommender.extend(ItemCatalog.from_titles({"n1": "red lamp"}))
 
 
-def test_push_to_hub_uploads_those_files(recommender, monkeypatch):
-    import huggingface_hub
-
-    calls = []
-
-    class Api:
-        def create_repo(self, repo_id, **options):
-            calls.append((repo_id, options))
-
-        def upload_folder(self, repo_id, folder_path, **_):
-            from pathlib import Path
-
-            calls.append(sorted(p.name for p in Path(folder_path).rglob("*") if p.is_file()))
-
-    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
-    names = recommender.push_to_hub("me/planted", dry_run=True)
-    assert not calls
-    assert "README.md" in names
-    assert recommender.push_to_hub("me/planted") == names
-    assert calls[0] == ("me/planted", {"private": True, "exist_ok": True})
-    assert calls[1] == sorted(name.split("/")[-1] for name in names)
-
-
 def test_the_card_is_true_and_loadable(run):
     import yaml
 
