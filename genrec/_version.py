@@ -5,4 +5,4 @@ from importlib.metadata import PackageNotFoundError, version
 try:
     __version__ = version("genrec")  # the git tag's, as it was when this was built or installed
 except PackageNotFoundError:  # run from its folder, and installed nowhere
-    __version__ = "0+unknown"
+    __version__ = "0.0"
