@@ -14,12 +14,11 @@ import os
 import re
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from genrec.core.errors import GenrecError, RunError
 from genrec.core.files import atomic_path
@@ -33,8 +32,8 @@ WORTH = ROOT / "benchmarks" / "indexing" / "results"
 BLOCK = re.compile(r"(<!-- written: (\w+) ?(.*?) -->\n).*?(<!-- /written -->)", re.DOTALL)
 
 HEAD_KEYS = ("What it is", "Paper", "Why so", "Data", "Hardware", "Expected metrics", "Launch")
-# A line of what a paper does and what a recipe does: words apart by a gap, or the rest of a column below it.
-COLUMNS = re.compile(r"  (\S.*? {2,}\S| {8,}\S)")
+# The first line of what a paper does and what a recipe does: words apart by a gap.
+COLUMNS = re.compile(r"  \S.*? {2,}\S")
 
 
 class Head:
@@ -109,13 +108,35 @@ def method_results(paper: str) -> str:
     for head in recipe_heads():
         if not re.match(rf"{re.escape(paper)}\b", head.paper):
             continue
-        parts += [f"### `{head.name}`", head.text("What it is")]
-        compared = [line for line in head.parts["Paper"] if COLUMNS.match(line)]
-        intro = " ".join(" ".join(line for line in head.parts["Paper"] if not COLUMNS.match(line)).split())
-        parts += [f"Paper{intro}", "```text\n" + "\n".join(line[2:] for line in compared) + "\n```"]
-        parts += [head.sentence_of(key) for key in ("Data", "Hardware", "Expected metrics") if key in head.parts]
+        told = head.parts["Paper"]
+        begins = next((n for n, line in enumerate(told) if COLUMNS.match(line)), len(told))
+        intro = " ".join(" ".join(told[:begins]).split())
+        what = head.text("What it is")
+        parts += [f"### `{head.name}`", what[0].upper() + what[1:], f"Paper{intro}", _compared(told[begins:])]
+        parts += [
+            head.sentence_of(key) for key in ("Data", "Hardware", "Expected metrics") if key in head.parts
+        ]
         parts.append("    " + head.text("Launch").partition(" or: ")[0])
-    return "\n\n".join(parts) or "Not measured: no shipped recipe is of this paper."
+    return "\n\n".join(filter(None, parts)) or "Not measured: no shipped recipe is of this paper."
+
+
+def _compared(lines: Sequence[str]) -> str:
+    """Returns a table of the three columns of a recipe's head: what, in the paper, here; empty where it has none."""
+    if not lines:
+        return ""
+    starts = Counter(m.start() for line in lines for m in re.finditer(r"(?<= {2})\S", line) if m.start() > 30)
+    ours = starts.most_common(1)[0][0]
+    rows: list[list[str]] = []
+    for line in lines:
+        # A column may begin a letter off; one that touches the column before it begins where the others do.
+        begins = min((m.start() for m in re.finditer(r"(?<= {2})\S", line[ours - 4 :])), default=4) + ours - 4
+        cells = [line[2:16].strip(), line[16:begins].strip(), line[begins:].strip()]
+        if cells[0] and (cells[1] or not rows):
+            rows.append(cells)
+        else:
+            rows[-1] = [f"{a} {b}".strip().replace("- ", "-") for a, b in zip(rows[-1], cells, strict=True)]
+    table = ["| | paper | this recipe |", "|---|---|---|"]
+    return "\n".join([*table, *(f"| {' | '.join(row)} |" for row in rows)])
 
 
 def worth_table(schemes: str) -> str:
@@ -181,35 +202,31 @@ WIDTH, HEIGHT, ACROSS, DOWN = 132, 64, 168, 80
 def stages_before() -> dict[str, set[str]]:
     """Returns the stages whose outputs each stage takes, as a pipeline that uses all of them says it."""
 
-    class Traced(Pipeline):
-        asking: list[str] = []
-        found: dict[str, set[str]] = {stage: set() for stage in STAGES}
+    found: dict[str, set[str]] = {stage: set() for stage in STAGES}
+    asking: list[str] = []
 
+    class Traced(Pipeline):
         def inputs(self, stage: str) -> dict[str, Any]:
-            if self.asking:
-                self.found[self.asking[-1]].add(stage)
-            self.asking.append(stage)
+            if asking:
+                found[asking[-1]].add(stage)
+            asking.append(stage)
             try:
                 return super().inputs(stage)
             finally:
-                self.asking.pop()
+                asking.pop()
 
+    changes = [
+        "index.method=rq_kmeans",
+        "index.vectors=both",
+        "index.collaborative_vectors=sasrec",
+        "train.teacher=gru4rec",
+        "evaluate.baselines=[sasrec, gru4rec]",
+    ]
     with tempfile.TemporaryDirectory() as folder:
-        recipe = load_recipe(
-            "quickstart",
-            [
-                f"run_dir={folder}",
-                "index.method=rq_kmeans",
-                "index.vectors=both",
-                "index.collaborative_vectors=sasrec",
-                "train.teacher=gru4rec",
-                "evaluate.baselines=[sasrec, gru4rec]",
-            ],
-        )
-        pipeline = Traced(recipe)
+        pipeline = Traced(load_recipe("quickstart", [f"run_dir={folder}", *changes]))
         for stage in STAGES:
             pipeline.inputs(stage)
-    return Traced.found
+    return found
 
 
 def flow_svg(colours: dict[str, str]) -> str:
@@ -282,7 +299,9 @@ def written() -> Iterator[tuple[Path, str]]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Renews what is written, or with ``--check`` only compares it, and returns the exit status."""
     parser = argparse.ArgumentParser(prog="python docs/build_site.py", description=__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 where something is not fresh")
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; exit 1 where something is not fresh"
+    )
     options = parser.parse_args(arguments)
     try:
         for path, text in written():
@@ -339,7 +358,11 @@ ROOMS: dict[str, tuple[str, ...]] = {
 
 def keys_page() -> str:
     """Returns every key of a recipe with its default and meaning, a section a group."""
-    lines = ["# Keys of a recipe", "", "What `genrec keys` prints. Any of them can be changed on the command line: `KEY=VALUE`."]
+    lines = [
+        "# Keys of a recipe",
+        "",
+        "What `genrec keys` prints. Any of them can be changed on the command line: `KEY=VALUE`.",
+    ]
     group = None
     for key, default, description in recipe_keys():
         first, dot, _ = key.partition(".")
@@ -357,7 +380,10 @@ def api_pages() -> Iterator[tuple[str, str]]:
     """Yields address and text of the pages of the API: the package's own names, then those of each room."""
     top = import_module("genrec")
     described = "\n\n".join(f"::: genrec.{name}" for name in top.__all__ if name != "__version__")
-    yield "reference/api/genrec.md", f"# genrec\n\nWhat a script needs, by `import genrec`.\n\n{described}\n"
+    intro = (
+        "What a script needs, by `import genrec`. What settings hold is on the page of [keys](../keys.md)."
+    )
+    yield "reference/api/genrec.md", f"# genrec\n\n{intro}\n\n{described}\n"
     for room, chosen in ROOMS.items():
         module = import_module(f"genrec.{room}")
         names = chosen or [name for name in module.__all__ if name not in top.__all__]
@@ -385,10 +411,12 @@ def on_files(files: Any, config: Any) -> Any:
     return files
 
 
-LINK = re.compile(r'(?P<text>\[[^\]]*\]\(|src="|srcset=")(?!\w+:|[#/])(?P<path>[^)"#\s]+)(?P<rest>#[^)"\s]*)?(?P<end>[)"])')
+LINK = re.compile(
+    r'(?P<text>\[[^\]]*\]\(|src="|srcset=")(?!\w+:|[#/])(?P<path>[^)"#\s]+)(?P<rest>#[^)"\s]*)?(?P<end>[)"])'
+)
 
 
-def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
+def on_page_markdown(markdown: str, page: Any, files: Any, **_: Any) -> str:
     """Turns links that are right in the repository into those of the site; what is no page of it becomes text."""
     address = page.file.src_uri
     source = {to: path for path, to in PAGES.items()}.get(address, f"docs/{address}")

@@ -12,7 +12,9 @@ import pytest
 from genrec.cli import main
 
 TUTORIAL = Path(__file__).parents[1] / "docs" / "tutorial.md"
-BLOCKS = re.findall(r"^```(python|sh)\n(.*?)^```", TUTORIAL.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+BLOCKS = re.findall(
+    r"^```(python|sh)\n(.*?)^```", TUTORIAL.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
+)
 
 pytestmark = pytest.mark.model
 
