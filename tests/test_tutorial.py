@@ -50,6 +50,6 @@ def test_the_server_answers(shop):
         port = str(free.getsockname()[1])
     assert block.count("8000") == 3
     script = block.replace("8000", port).replace("genrec", f"{shlex.quote(sys.executable)} -m genrec")
-    done = subprocess.run(["bash", "-e", "-c", script], cwd=shop, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(["bash", "-e", "-c", script], cwd=shop, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count('"item_id"') == 3, done.stdout
