@@ -179,7 +179,7 @@ class TaskRows:
             cache: File of a language model's texts, from which a cut run goes on.
 
         Raises:
-            As ``genrec.tasks.writers.write_texts``.
+            GenrecError: As ``genrec.tasks.writers.write_texts``.
         """
         if self.settings.texts.writer == TEMPLATE or self.source.texts:
             return
