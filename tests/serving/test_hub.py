@@ -15,7 +15,7 @@ import yaml
 from hub import TOKEN, point_at, stand_in
 
 from genrec.cli import main
-from genrec.core.errors import DataError, RunError
+from genrec.core.errors import DataError, RecipeError, RunError
 from genrec.core.hub import check_repo_id, check_shareable, is_repo_id, pull, without_private_paths
 from genrec.data_prep import DataSettings, load_dataset, prepare, push_dataset
 from genrec.indexing import ItemIndex
@@ -404,3 +404,11 @@ def test_a_run_in_fresh_processes(run, elsewhere):
     near = Recommender.from_pretrained(run).recommend([["i1", "i5"]])[0]
     assert [each["item_id"] for each in json.loads(far)] == [each.item_id for each in near]
     assert yaml.safe_load(server.repos["models/me/planted"]["files"]["recipe.yaml"])["name"] == "planted"
+
+
+@pytest.mark.parametrize("name", ["..", "../up", "/up", "a/b", ""])
+def test_names_of_judged_rankings_cannot_lead_out_of_the_run(name, tmp_path):
+    pipeline = Pipeline(parse_recipe({"run_dir": str(tmp_path / "run")}))
+    with pytest.raises(RecipeError, match="one that a folder can have"):
+        pipeline.judge_file(tmp_path / "any.csv", name)
+    assert not list(tmp_path.iterdir())
