@@ -22,13 +22,14 @@ from typing import Any
 
 from genrec.core.errors import GenrecError, RunError
 from genrec.core.files import atomic_path
-from genrec.pipeline import STAGES, Pipeline
+from genrec.pipeline import Pipeline
 from genrec.recipe import load_recipe, recipe_keys
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 RECIPES = ROOT / "recipes"
 WORTH = ROOT / "benchmarks" / "indexing" / "results"
+STAGES = Pipeline(load_recipe("quickstart")).stages
 BLOCK = re.compile(r"(<!-- written: (\w+) ?(.*?) -->\n).*?(<!-- /written -->)", re.DOTALL)
 
 HEAD_KEYS = ("What it is", "Paper", "Why so", "Data", "Hardware", "Expected metrics", "Launch")

@@ -124,6 +124,11 @@ class Pipeline:
         check_baselines(self.recipe.evaluate.baselines)
         check_search(self.recipe.evaluate.search)
 
+    @property
+    def stages(self) -> list[str]:
+        """The names of all stages, in their order."""
+        return list(self._steps())
+
     def _steps(self) -> Steps:
         """Returns the stages in their order."""
         return {

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from genrec.core.errors import RunError
-from genrec.pipeline import STAGES
 
 import build_site
 
@@ -78,7 +77,7 @@ def test_the_picture_has_every_stage_and_only_real_arrows():
     before = build_site.stages_before()
     assert before["evaluate"] == {"train", "baselines"}
     assert before["train"] == {"index", "gru4rec"}
-    assert all(f">{stage}</tspan>" in build_site.flow_svg(build_site.LIGHT) for stage in STAGES)
+    assert all(f">{stage}</tspan>" in build_site.flow_svg(build_site.LIGHT) for stage in build_site.STAGES)
 
 
 def test_every_key_is_on_the_page_of_keys():
