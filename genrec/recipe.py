@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import types
 from collections.abc import Iterator, Sequence
 from importlib.resources import files
@@ -152,6 +153,7 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 def parse_recipe(tree: dict[str, Any], overrides: Sequence[str] = ()) -> Recipe:
     """Returns the recipe of a plain dictionary; errors as ``load_recipe``."""
+    tree = copy.deepcopy(tree)  # seeds and overrides go into it
     for override in overrides:
         _override(tree, override)
     return _validate(tree, "the recipe")

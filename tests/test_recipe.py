@@ -99,3 +99,10 @@ def test_recipes_that_name_tasks_as_before_are_read():
     assert recipe.tasks.mixture == {"next_item": 1, "item_to_text": 1}
     assert parse_recipe({"tasks": {"mixture": ["next_item"]}}).tasks == parse_recipe({}).tasks
     assert recipe.tasks.texts.seed == recipe.tasks.seed == recipe.seed
+
+
+def test_a_dictionary_that_recipes_are_made_of_stays_as_it_is():
+    base = {"train": {"epochs": 2}, "tasks": {}}
+    seeds = [parse_recipe({**base, "seed": seed}, ["train.lora_r=4"]).train.seed for seed in (0, 1, 2)]
+    assert seeds == [0, 1, 2]
+    assert base == {"train": {"epochs": 2}, "tasks": {}}

@@ -149,21 +149,23 @@ def main() -> int:
     """Measures, prints, and writes the result."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
+    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS), metavar="NAME")
     parser.add_argument("--collect", action="store_true", help="only what was measured, at whatever commit")
     parser.add_argument("--allow-dirty", action="store_true")
     options = parser.parse_args()
     try:
         path, result = begin_result(
             RESULTS,
-            f"personal-worth-seeds{'-'.join(map(str, options.seeds))}",
+            f"personal-worth-seeds{'-'.join(map(str, options.seeds))}"
+            + (f"-{len(options.ways)}-ways" if options.ways != list(WAYS) else ""),
             "benchmarks/training/personal_worth.py",
             sys.argv[1:],
             changed=False,
             allow_dirty=options.allow_dirty,
         )
-        ways: dict[str, dict[int, dict[str, Any]]] = {way: {} for way in WAYS}
+        ways: dict[str, dict[int, dict[str, Any]]] = {way: {} for way in options.ways}
         for seed in options.seeds:
-            for way in WAYS:
+            for way in options.ways:
                 say(f"== seed {seed}, {way}")
                 ways[way][seed] = measure(way, seed, result["commit"], options.collect)
         means = {
@@ -174,7 +176,8 @@ def main() -> int:
         means["sasrec"] = {
             name: np.mean([row["sasrec"][name] for row in own.values()], 0) for name in MEASURES
         }
-        tests = compare_models(means, next(iter(own.values()))["users"], PAIRS, list(MEASURES))
+        pairs = [(a, b) for a, b in PAIRS if a in means and b in means]
+        tests = compare_models(means, next(iter(own.values()))["users"], pairs, list(MEASURES))
         for rows in ways.values():
             for row in rows.values():
                 for name in ("users", "values", "sasrec"):
