@@ -1,9 +1,10 @@
 """Reading, checking, filtering and splitting logs; item catalogues; readers of public data sets."""
 
+from genrec.data_prep.card import push_dataset
 from genrec.data_prep.catalog import ItemCatalog
 from genrec.data_prep.log import InteractionLog, ItemId, UserId
 from genrec.data_prep.manifest import check_manifest
-from genrec.data_prep.prepare import load_dataset, prepare
+from genrec.data_prep.prepare import load_dataset, prepare, read_users
 from genrec.data_prep.settings import DataSettings
 from genrec.data_prep.split import (
     HeldOut,
@@ -29,6 +30,8 @@ __all__ = [
     "leave_one_out",
     "load_dataset",
     "prepare",
+    "push_dataset",
     "read_split",
+    "read_users",
     "split_log",
 ]

@@ -9,6 +9,16 @@ from genrec.core.errors import DataError
 from genrec.core.files import hash_file, hash_folder, hash_value, read_json
 
 MANIFEST = "manifest.json"
+# What of a prepared data set goes to the Hub; rows that were put aside and the page stay.
+PUSHED = (
+    "interactions.parquet",
+    "interactions.parquet/*",
+    "items.parquet",
+    "users.parquet",
+    "report.json",
+    MANIFEST,
+    "README.md",
+)
 
 
 def hash_path(path: Path) -> str:

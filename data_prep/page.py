@@ -157,20 +157,29 @@ class _Figures:
         unrated = [("none", r["num_unrated"])] if r.get("num_unrated") else []
         rated = [(_rating(value, r["rating_step"]), n) for value, n in r.get("ratings", ())]
         self.ratings = [(name, n, n / size) for name, n in [*rated, *unrated]]
-        self.coverage = [
-            (name, "item", n, n / self.kept["items"], r["cleaned"].get(name, 0))
-            for name, n in r["text_coverage"].items()
-        ] + [
-            (name, "interaction", n, n / size, r["log_cleaned"].get(name, 0))
-            for name, n in r["log_coverage"].items()
-        ]
-        self.cleaned = any([*r["cleaned"].values(), *r["log_cleaned"].values()])
+        self.coverage = (
+            [
+                (name, "item", n, n / self.kept["items"], r["cleaned"].get(name, 0))
+                for name, n in r["text_coverage"].items()
+            ]
+            + [
+                (name, "user", n, n / self.kept["users"], r["user_cleaned"].get(name, 0))
+                for name, n in r.get("user_coverage", {}).items()
+            ]
+            + [
+                (name, "interaction", n, n / size, r["log_cleaned"].get(name, 0))
+                for name, n in r["log_coverage"].items()
+            ]
+        )
+        self.cleaned = any(
+            [*r["cleaned"].values(), *r.get("user_cleaned", {}).values(), *r["log_cleaned"].values()]
+        )
         self.asked = self._asked()
         self.popular = self._popular()
         self.ties = self._ties()
         self.aside = self._aside()
         self.span = self._span()
-        self.notes = [*self._times(), *self._catalogue()]
+        self.notes = [*self._times(), *self._catalogue(), *self._profiles()]
 
     def _asked(self) -> str:
         r, users = self.report, self.kept["users"]
@@ -215,11 +224,15 @@ class _Figures:
 
     def _aside(self) -> str:
         r = self.report
-        rows, items = r["num_quarantined"], r["num_quarantined_items"]
-        if not rows + items:
+        aside = {
+            "log": r["num_quarantined"],
+            "catalogue": r["num_quarantined_items"],
+            "users": r.get("num_quarantined_users", 0),
+        }
+        if not any(aside.values()):
             return ""
-        said = [f"{plural(n, 'row')} of the {of}" for n, of in ((rows, "log"), (items, "catalogue")) if n]
-        one = rows + items == 1
+        said = [f"{plural(n, 'row')} of the {of}" for of, n in aside.items() if n]
+        one = sum(aside.values()) == 1
         return f"{listed(said)} could not be used; {'it is' if one else 'they are'} in quarantine.jsonl, with the reason."
 
     def _span(self) -> tuple[str, str] | None:
@@ -270,6 +283,16 @@ class _Figures:
             yield f"{plural(untitled, 'item')} without a title {'is' if untitled == 1 else 'are'} called by the id."
         if r["num_items_with_shared_title"]:
             yield f"{plural(r['num_items_with_shared_title'], 'item')} share a title with another."
+
+    def _profiles(self) -> Iterable[str]:
+        r = self.report
+        if "num_user_rows" in r:
+            without = r["num_users_without_profile"]
+            known = self.kept["users"] - without
+            yield (
+                f"The table of users has {plural(r['num_user_rows'], 'row')}; {plural(known, 'user')} of the log have one"
+                + (f", {without:,} have none." if without else ".")
+            )
 
 
 def _rating(value: float, step: float | None) -> str:

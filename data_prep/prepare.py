@@ -14,12 +14,15 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pa_dataset
+import pyarrow.parquet as pa_parquet
 
 from genrec._version import __version__
 from genrec.core.errors import DataError
-from genrec.core.files import hash_file, write_json
+from genrec.core.files import atomic_path, hash_file, write_json
+from genrec.core.hub import source_name
 from genrec.core.progress import say
 from genrec.data_prep import rules
+from genrec.data_prep.card import write_dataset_card
 from genrec.data_prep.catalog import ItemCatalog, with_lists
 from genrec.data_prep.engine import Engine, Scan, in_memory, open_engine
 from genrec.data_prep.log import InteractionLog
@@ -27,12 +30,20 @@ from genrec.data_prep.manifest import MANIFEST, hash_path
 from genrec.data_prep.settings import DataSettings
 from genrec.data_prep.sources import Reading, find_reading, without_login
 from genrec.data_prep.split import check_parts, rule_in_words, split_rule
-from genrec.data_prep.tables import TIME_KEY, Checked, OnBadRows, TimeKind, check_items, check_log
+from genrec.data_prep.tables import (
+    TIME_KEY,
+    Checked,
+    OnBadRows,
+    TimeKind,
+    check_items,
+    check_log,
+    check_users,
+)
 
 if TYPE_CHECKING:
     import ibis
 
-LOG, CATALOG, REPORT = "interactions.parquet", "items.parquet", "report.json"
+LOG, CATALOG, PROFILES, REPORT = "interactions.parquet", "items.parquet", "users.parquet", "report.json"
 QUARANTINE, SCRATCH = "quarantine.jsonl", ".scratch"
 # Columns that are not carried along as they are; a part of an earlier preparation is not one of this.
 KNOWN = ("user_id", "item_id", "timestamp", "rating", "row", "part")
@@ -62,8 +73,8 @@ def prepare(settings: DataSettings, folder: str | Path) -> dict[str, Any]:
     """Returns the report of a data set that is written into a folder.
 
     The folder gets ``interactions.parquet`` (ordered by user and time, with ``part``), ``items.parquet``,
-    ``report.json``, ``manifest.json`` and, where rows were put aside, ``quarantine.jsonl``. Filters come in the order
-    rating, time, repeats, core.
+    ``users.parquet`` where something is known of users, ``report.json``, ``manifest.json``, ``README.md`` (a data set
+    card) and, where rows were put aside, ``quarantine.jsonl``. Filters come in the order rating, time, repeats, core.
 
     Args:
         settings: The recipe's ``data``.
@@ -76,12 +87,12 @@ def prepare(settings: DataSettings, folder: str | Path) -> dict[str, Any]:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     quarantine = folder / QUARANTINE
-    for stale in (quarantine, folder / "report.html"):
+    for stale in (quarantine, folder / "report.html", folder / PROFILES):
         stale.unlink(missing_ok=True)
     scratch = folder / SCRATCH
     with open_engine(settings.engine, scratch) as engine:
         s = settings
-        reading = find_reading(s.source, scratch, s.format, s.items, s.query, s.encoding)
+        reading = find_reading(s.source, scratch, s.format, s.items, s.query, s.encoding, s.users)
         if reading.terms:
             say(f"  {reading.format}: {reading.terms}")
         say(f"  reading {reading.log} as {reading.format}")
@@ -94,12 +105,19 @@ def prepare(settings: DataSettings, folder: str | Path) -> dict[str, Any]:
         work = _Work(engine, s, checked)
         work.filter()
         items, about_items = _items(work, reading, quarantine)
+        users, about_users = _users(work, reading, quarantine)
         work.write(folder / LOG)
         items.write(folder / CATALOG)
+        if users is not None:
+            with atomic_path(folder / PROFILES) as part:
+                pa_parquet.write_table(users, part)
         report = {
             "genrec": __version__,
             "source": without_login(s.source),
+            "origin": reading.origin or source_name(s.source),
             "format": reading.format,
+            "version": reading.version,
+            "terms": reading.terms,
             "engine": s.engine.name,
             "time": checked.time,
             "steps": work.steps,
@@ -108,12 +126,14 @@ def prepare(settings: DataSettings, folder: str | Path) -> dict[str, Any]:
             "num_quarantined": checked.num_bad,
             **work.about(),
             **about_items,
+            **about_users,
             "split": rule_in_words(s.split),
             "log_sha256": content_hash(folder / LOG),
             "split_sha256": content_hash(folder / LOG, WITH_PARTS),
         }
     _write_manifest(folder, settings, reading, report)
     write_json(folder / REPORT, report)
+    write_dataset_card(folder, report)
     return report
 
 
@@ -395,20 +415,13 @@ def _items(work: _Work, reading: Reading, quarantine: Path) -> tuple[ItemCatalog
         scan = _scan(engine, reading.items, reading.shape_items)
         columns = {**reading.item_columns, **s.item_columns}
         checked = check_items(engine, scan, columns, s.on_bad_rows, quarantine, reading.repeated_items)
-        table = checked.table
-        texts = [name for name in table.columns if table[name].type().is_string() and name != "item_id"]
-        num_read = engine.one(table.agg(n=table.count()))["n"]
-        unknown = engine.fetch(left.anti_join(table, "item_id").order_by("item_id"))["item_id"].to_pylist()
+        fetched, num_read, unknown, cleaned = _kept(work, checked, "item_id", left)
         num_without = len(unknown)
         if unknown and reading.unknown_items == "error":
             raise DataError(
                 f"The log names {len(unknown):,} items that the catalogue lacks, first: {', '.join(unknown[:5])}. Add them "
                 "to the catalogue (a title may be empty)."
             )
-        kept = table.semi_join(left, "item_id").order_by("row").drop("row")
-        cleaned = work.cleaned_texts(kept, texts)
-        kept = kept.mutate(**{name: work.clean(kept[name]) for name in texts})
-        fetched = engine.fetch(kept)
         if unknown:
             untitled = pa.table({"item_id": pa.array(unknown, fetched.schema.field("item_id").type)})
             fetched = pa.concat_tables([fetched, untitled], promote_options="default")
@@ -430,8 +443,54 @@ def _items(work: _Work, reading: Reading, quarantine: Path) -> tuple[ItemCatalog
     }
 
 
+def _users(work: _Work, reading: Reading, quarantine: Path) -> tuple[pa.Table | None, dict[str, Any]]:
+    """Returns the profiles of the users that are left, None where the source has none, and what the report says of them."""
+    engine, s = work.engine, work.settings
+    if reading.users is None:
+        if s.user_columns:
+            raise DataError(
+                f"data.user_columns={s.user_columns}, but there is no table of users. Name one with data.users."
+            )
+        return None, {}
+    left = work.log.select("user").distinct().inner_join(work.users, "user").select("user_id")
+    scan = _scan(engine, reading.users, reading.shape_users)
+    columns = {**reading.user_columns, **s.user_columns}
+    checked = check_users(engine, scan, columns, s.on_bad_rows, quarantine)
+    fetched, num_read, unknown, cleaned = _kept(work, checked, "user_id", left)
+    if not len(fetched):
+        raise DataError(
+            f"{scan.source} has none of the {len(unknown):,} users of the log, first {unknown[0]!r}. Its column user_id must have "
+            "the log's ids: map it with data.user_columns.user_id=NAME, or leave the table out with data.users=none."
+        )
+    table = with_lists(fetched) if reading.users.format == "json" else fetched
+    return table, {
+        "num_user_rows": num_read,
+        "num_quarantined_users": checked.num_bad,
+        "num_users_without_profile": len(unknown),
+        "user_coverage": {name: _coverage(table[name]) for name in table.column_names if name != "user_id"},
+        "user_cleaned": cleaned,
+    }
+
+
+def _kept(
+    work: _Work, checked: Checked, key: str, left: ibis.Table
+) -> tuple[pa.Table, int, list[str], dict[str, int]]:
+    """Returns the rows of a table whose keys are left, with clean texts.
+
+    And how many rows it had, the keys that it lacks, and how many texts of each column cleaning changed.
+    """
+    engine, table = work.engine, checked.table
+    texts = [name for name in table.columns if table[name].type().is_string() and name != key]
+    num_read = engine.one(table.agg(n=table.count()))["n"]
+    unknown = engine.fetch(left.anti_join(table, key).order_by(key))[key].to_pylist()
+    kept = table.semi_join(left, key).order_by("row").drop("row")
+    cleaned = work.cleaned_texts(kept, texts)
+    kept = kept.mutate(**{name: work.clean(kept[name]) for name in texts})
+    return engine.fetch(kept), num_read, unknown, cleaned
+
+
 def _coverage(column: pa.ChunkedArray) -> int:
-    """Returns how many items have something in a column."""
+    """Returns how many items, or users, have something in a column."""
     kind = column.type
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         return int(pc.sum(pc.fill_null(pc.greater(pc.utf8_length(column), 0), False)).as_py() or 0)
@@ -459,6 +518,12 @@ def content_hash(path: str | Path, columns: Sequence[str] = WHO_WHAT_WHEN) -> st
     return digest.hexdigest()
 
 
+def read_users(folder: str | Path) -> pa.Table | None:
+    """Returns the profiles of a prepared data set, a row a user with ``user_id``; None where it has none."""
+    file = Path(folder) / PROFILES
+    return pa_parquet.read_table(file) if file.is_file() else None
+
+
 def _batches(path: str | Path, name: str) -> Iterator[pa.Array]:
     for batch in pa_dataset.dataset(path).to_batches(columns=[name]):
         if batch.num_rows:
@@ -473,7 +538,7 @@ def _write_manifest(folder: Path, settings: DataSettings, reading: Reading, repo
             "genrec": __version__,
             "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "settings": settings.model_dump(mode="json") | {"source": without_login(settings.source)},
-            "format": reading.format,
+            **{key: report[key] for key in ("origin", "format", "version", "terms")},
             "source_files": [
                 {"name": file.name, "bytes": file.stat().st_size, "sha256": hash_file(file)}
                 for file in reading.files
@@ -484,7 +549,11 @@ def _write_manifest(folder: Path, settings: DataSettings, reading: Reading, repo
             "parts": report["parts"],
             "log_sha256": report["log_sha256"],
             "split_sha256": report["split_sha256"],
-            "files": {name: hash_path(folder / name) for name in (LOG, CATALOG)},
+            "files": {
+                name: hash_path(folder / name)
+                for name in (LOG, CATALOG, PROFILES)
+                if (folder / name).exists()
+            },
         },
     )
 

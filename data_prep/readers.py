@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     import ibis
 
 GROUPLENS = (
-    "research use, no redistribution (the README in the folder; https://grouplens.org/datasets/movielens)"
+    "research use, no commercial use without GroupLens' permission, no redistribution (the README in the folder; "
+    "https://grouplens.org/datasets/movielens)"
 )
 MCAULEY = "research use, cite the authors (https://cseweb.ucsd.edu/~jmcauley/datasets.html)"
 YELP = "academic use under Yelp's terms, no redistribution (https://www.yelp.com/dataset)"
@@ -80,9 +81,13 @@ class Format:
         return self.read(path, items or self._beside(path))
 
     def _beside(self, log: Path) -> Path | None:
-        there = {file.name.lower(): file for file in sorted(log.parent.iterdir())}
-        wanted = self.items(log.name.lower().removesuffix(".gz"))
-        return next((there[n + end] for n in wanted for end in ("", ".gz") if n + end in there), None)
+        return _beside(log, *self.items(log.name.lower().removesuffix(".gz")))
+
+
+def _beside(log: Path, *names: str) -> Path | None:
+    """Returns the first of these files, gzipped or not, that lies beside a log; names are in small letters."""
+    there = {file.name.lower(): file for file in sorted(log.parent.iterdir())}
+    return next((there[name + end] for name in names for end in ("", ".gz") if name + end in there), None)
 
 
 def _first_lines(file: Path) -> list[str]:
@@ -94,7 +99,7 @@ def _first_lines(file: Path) -> list[str]:
 
 
 def movielens_100k() -> Reading:
-    """Returns how MovieLens-100K is read from a package: 100,000 ratings of 943 users on 1,682 films.
+    """Returns how MovieLens-100K is read from a package: 100,000 ratings of 943 users on 1,682 films, and who the users are.
 
     The rows come from the wheel of RecBole 1.2.1, which equal GroupLens' ``u.data`` (source: Harper and
     Konstan, TiiS 2015). Films are written ``Title (year)``. A catalogue entry without year keeps its title.
@@ -102,10 +107,11 @@ def movielens_100k() -> Reading:
     files = PackagedFiles(
         "recbole==1.2.1",
         "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407",
-        ("recbole/dataset_example/ml-100k/ml-100k.inter", "recbole/dataset_example/ml-100k/ml-100k.item"),
-        "research use, no redistribution (https://files.grouplens.org/datasets/movielens/ml-100k-README.txt)",
+        tuple(f"recbole/dataset_example/ml-100k/ml-100k.{table}" for table in ("inter", "item", "user")),
+        "research use, no commercial use without GroupLens' permission, no redistribution "
+        "(https://files.grouplens.org/datasets/movielens/ml-100k-README.txt)",
     )
-    log, items = fetch(files)
+    log, items, users = fetch(files)
 
     def shape(items: ibis.Table) -> ibis.Table:
         year = items.release_year.re_search(r"^\d{4}$").fill_null(False)
@@ -118,13 +124,31 @@ def movielens_100k() -> Reading:
             categories=items["class"].strip().split(" "),
         )
 
-    return Reading("movielens-100k", table_file(log), table_file(items), time="s", shape_items=shape)
+    return Reading(
+        "movielens-100k",
+        table_file(log),
+        table_file(items),
+        table_file(users),
+        time="s",
+        shape_items=shape,
+        terms=files.terms,
+        version=files.package,
+    )
 
 
 # fmt: off
 GENRES = (
     "unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama", "Fantasy",
     "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War", "Western",
+)
+# What the numbers of MovieLens 1M's users.dat stand for, after its README.
+AGES = {
+    "1": "under 18", "18": "18 to 24", "25": "25 to 34", "35": "35 to 44", "45": "45 to 49", "50": "50 to 55", "56": "56 or older",
+}
+OCCUPATIONS = (
+    "other", "academic/educator", "artist", "clerical/admin", "college/grad student", "customer service",
+    "doctor/health care", "executive/managerial", "farmer", "homemaker", "K-12 student", "lawyer", "programmer", "retired",
+    "sales/marketing", "scientist", "self-employed", "technician/engineer", "tradesman/craftsman", "unemployed", "writer",
 )
 # fmt: on
 RATING = ("user_id", "item_id", "rating", "timestamp")
@@ -133,8 +157,10 @@ RATING = ("user_id", "item_id", "rating", "timestamp")
 def _movielens_100k(log: Path, items: Path | None) -> Reading:
     """MovieLens-100K as GroupLens packs it: ``u.data`` without header, ``u.item`` in Latin-1 with a flag for each genre.
 
-    Source: its README; titles stay as they are, the genre ``unknown`` is none.
+    ``u.user`` has age, gender, occupation and zip code. Source: its README; titles stay as they are, the genre ``unknown`` is none.
     """
+    users = _beside(log, "u.user")
+    profile = ("user_id", "age", "gender", "occupation", "zip_code")
     columns = ("item_id", "title", "release_date", "video_release_date", "url", *GENRES)
 
     def shape(items: ibis.Table) -> ibis.Table:
@@ -148,6 +174,7 @@ def _movielens_100k(log: Path, items: Path | None) -> Reading:
         "movielens-100k",
         Source((log,), "csv", "\t", "", RATING),
         Source((items,), "csv", "|", "", columns, "latin-1") if items else None,
+        Source((users,), "csv", "|", "", profile) if users else None,
         time="s",
         shape_items=shape,
         terms=GROUPLENS,
@@ -157,7 +184,7 @@ def _movielens_100k(log: Path, items: Path | None) -> Reading:
 def _movielens_1m(log: Path, items: Path | None) -> Reading:
     """MovieLens 1M and 10M: ``ratings.dat`` and ``movies.dat`` with ``::`` between values and no header.
 
-    Source: their READMEs. 1M's titles are in Latin-1, 10M's in UTF-8, which is looked for in the file itself.
+    1M has ``users.dat`` too, in which ages and occupations are numbers. Source: their READMEs. 1M's titles are in Latin-1, 10M's in UTF-8, which is looked for in the file itself.
     """
     encoding: Any = "utf-8"
     if items is not None:
@@ -165,12 +192,29 @@ def _movielens_1m(log: Path, items: Path | None) -> Reading:
             items.read_text("utf-8")
         except UnicodeDecodeError:
             encoding = "latin-1"
+    users = _beside(log, "users.dat")
+    profile = ("user_id", "gender", "age", "occupation", "zip_code")
+
+    def shape_users(users: ibis.Table) -> ibis.Table:
+        import ibis
+
+        jobs = {str(number): name for number, name in enumerate(OCCUPATIONS)}
+        named = {
+            name: ibis.cases(
+                *((users[name].strip() == code, word) for code, word in words.items()), else_=users[name]
+            )
+            for name, words in (("age", AGES), ("occupation", jobs))
+        }
+        return users.mutate(**named)
+
     return Reading(
         "movielens-1m",
         Source((log,), "csv", "::", "", RATING),
         Source((items,), "csv", "::", "", ("item_id", "title", "genres"), encoding) if items else None,
+        Source((users,), "csv", "::", "", profile) if users else None,
         time="s",
         shape_items=_genres,
+        shape_users=shape_users,
         terms=GROUPLENS,
     )
 

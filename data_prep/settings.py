@@ -29,6 +29,11 @@ class DataSettings(BaseModel):
     items: str | None = Field(
         None, description="Catalogue beside a log: a file, hub:NAME, or a query of the same database."
     )
+    users: str | None = Field(
+        None,
+        description="What is known of users: a file, hub:NAME, or a query of the same database, with a row a user. Without it that of "
+        "the source, where it has one (users.* of a folder, MovieLens-100K and 1M); none leaves that out.",
+    )
     query: str | None = Field(
         None, description="What a database is asked for the log: SQL, or the name of a table."
     )
@@ -39,6 +44,10 @@ class DataSettings(BaseModel):
     item_columns: dict[str, str] = Field(
         default_factory=dict,
         description="Names of the catalogue's columns where they are not item_id, title, brand, categories, description.",
+    )
+    user_columns: dict[str, str] = Field(
+        default_factory=dict,
+        description="Name of the users' column of ids where it is not user_id, and new names for others.",
     )
     encoding: Literal["utf-8", "latin-1"] = Field("utf-8", description="Encoding of text files.")
     time: Literal["auto", "s", "ms", "us", "iso", "number", "row"] = Field(

@@ -6,17 +6,18 @@ import re
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pa_parquet
 
-from genrec.core.errors import DataError, nearest, require
+from genrec.core.errors import DataError, RunError, nearest, require
+from genrec.core.hub import is_repo_id, pull, source_name
 from genrec.core.progress import say
 from genrec.data_prep.engine import Source
-from genrec.data_prep.manifest import MANIFEST, check_manifest
+from genrec.data_prep.manifest import MANIFEST, PUSHED, check_manifest
 
 if TYPE_CHECKING:
     import ibis
@@ -37,6 +38,8 @@ TABLES = (
 )
 
 BATCH = 50_000
+# What data.users says where the source's own profiles shall be left out.
+NO_USERS = "none"
 
 
 @dataclass(frozen=True)
@@ -47,32 +50,42 @@ class Reading:
         format: Name of the format, for reports.
         log: Files of the log.
         items: Files of the catalogue; None where there is none.
+        users: Files of the users' profiles; None where there are none.
         columns: ``{genrec's name: name in the log}``.
         item_columns: ``{genrec's name: name in the catalogue}``.
+        user_columns: ``{genrec's name: name in the profiles}``.
         time: What times are.
         shape_log: What turns the log as it stands into one whose columns can be mapped.
         shape_items: The same for the catalogue.
+        shape_users: The same for the profiles.
         repeated_items: ``first`` where the source is known to name items twice.
         unknown_items: ``untitled`` where the source is known to lack items of its log: they get an entry without text.
         terms: Under which terms the data may be used; said when it is read.
+        version: Which edition of the data it is, where that is known.
+        origin: What the data were made from before they were prepared; empty where they are read as they came.
     """
 
     format: str
     log: Source
     items: Source | None = None
+    users: Source | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
     item_columns: Mapping[str, str] = field(default_factory=dict)
+    user_columns: Mapping[str, str] = field(default_factory=dict)
     time: TimeKind = "auto"
     shape_log: Callable[[ibis.Table], ibis.Table] | None = None
     shape_items: Callable[[ibis.Table], ibis.Table] | None = None
+    shape_users: Callable[[ibis.Table], ibis.Table] | None = None
     repeated_items: Literal["error", "first"] = "error"
     unknown_items: Literal["error", "untitled"] = "error"
     terms: str = ""
+    version: str = ""
+    origin: str = ""
 
     @property
     def files(self) -> list[Path]:
         """Every file that is read."""
-        return [*self.log.files, *(self.items.files if self.items else ())]
+        return [file for source in (self.log, self.items, self.users) if source for file in source.files]
 
 
 def table_file(path: str | Path, encoding: Literal["utf-8", "latin-1"] = "utf-8") -> Source:
@@ -95,7 +108,7 @@ def table_file(path: str | Path, encoding: Literal["utf-8", "latin-1"] = "utf-8"
         return Source((file,), "json", encoding=encoding)
     if name.endswith(".csv"):
         return Source((file,), "csv", encoding=encoding)
-    if name.endswith((".tsv", ".inter", ".item")):
+    if name.endswith((".tsv", ".inter", ".item", ".user")):
         return Source((file,), "csv", delimiter="\t", quote="", encoding=encoding)
     raise DataError(
         f"{file} has the ending {file.suffix!r}; allowed are .csv, .tsv, .jsonl (each also with .gz behind it) and .parquet."
@@ -133,6 +146,21 @@ def hub_table(name: str, scratch: Path) -> Source:
     return Source((file,), "parquet", name=f"hub:{name}")
 
 
+def prepared_on_hub(name: str) -> Path | None:
+    """Returns the folder in the cache with a prepared data set that ``push_dataset`` put on the Hub, None if it is none."""
+    if not is_repo_id(name) or Path(name).exists():
+        return None
+    hub = require("huggingface_hub", "train")
+    try:
+        hub.hf_hub_download(name, MANIFEST, repo_type="dataset")
+    except (OSError, ValueError):  # no such file, or no such set: datasets then says what is the matter
+        return None
+    try:
+        return pull(name, "dataset", "a prepared data set", PUSHED)
+    except RunError as error:
+        raise DataError(str(error)) from error
+
+
 def without_login(source: str) -> str:
     """Returns a source without the name and the password that the address of a database may have, for people."""
     return re.sub(r"(?<=://)[^/]*@", "", source)
@@ -146,7 +174,7 @@ def database_table(address: str, query: str | None, scratch: Path, what: str) ->
             ``postgres://user@host/db``. Files are opened for reading only; an absolute path has a fourth slash.
         query: SQL, or the name of a table.
         scratch: Folder for the Parquet file.
-        what: ``log`` or ``items``, which names the file.
+        what: ``log``, ``items`` or ``users``, which names the file.
 
     Raises:
         DataError: If there is no query, no such file, or the database refuses.
@@ -183,7 +211,7 @@ def database_table(address: str, query: str | None, scratch: Path, what: str) ->
             backend.disconnect()
     except Exception as error:
         raise DataError(
-            f"{shown} did not answer {query!r}: {type(error).__name__}: {str(error).replace(address, shown)}. data.query (and data.items) is the name of "
+            f"{shown} did not answer {query!r}: {type(error).__name__}: {str(error).replace(address, shown)}. data.query (and data.items, data.users) is the name of "
             "a table or SQL; data.source is sqlite:///FILE, duckdb:///FILE or another address that Ibis knows, whose driver "
             "must be installed (pip install 'ibis-framework[postgres]')."
         ) from error
@@ -242,12 +270,34 @@ def find_reading(
     items: str | None = None,
     query: str | None = None,
     encoding: Literal["utf-8", "latin-1"] = "utf-8",
+    users: str | None = None,
 ) -> Reading:
     """Returns how a source is read; the arguments are the keys of the recipe's ``data``.
 
     Raises:
         DataError: If the source is nothing that genrec reads, or several formats fit a folder.
     """
+    reading = _reading(source, scratch, format, items, query, encoding)
+    if users is None:
+        return reading
+    database = source if _is_database(source) else None
+    given = _table(users, scratch, database, encoding, "users") if users != NO_USERS else None
+    return replace(reading, users=given, user_columns={}, shape_users=None)
+
+
+def _is_database(source: str) -> bool:
+    return re.match(r"[a-z][a-z0-9+]*://", source) is not None
+
+
+def _reading(
+    source: str,
+    scratch: Path,
+    format: str,
+    items: str | None,
+    query: str | None,
+    encoding: Literal["utf-8", "latin-1"],
+) -> Reading:
+    """Returns how a source is read, with the profiles that it has itself."""
     from genrec.data_prep.readers import FORMATS, PUBLIC, recognise
 
     if format not in ("auto", "table", *FORMATS):
@@ -256,11 +306,13 @@ def find_reading(
         )
     if source in PUBLIC:
         return PUBLIC[source]()
+    if source.startswith("hub:") and (folder := prepared_on_hub(source[4:])) is not None:
+        return _prepared(folder, folder.name)
     if source.startswith("hub:"):
-        return Reading("Hub data set", hub_table(source[4:], scratch), _items(items, scratch, None, encoding))
-    if re.match(r"[a-z][a-z0-9+]*://", source):
+        return Reading("Hub data set", hub_table(source[4:], scratch), _table(items, scratch, None, encoding))
+    if _is_database(source):
         log = database_table(source, query, scratch, "log")
-        return Reading("database", log, _items(items, scratch, source, encoding))
+        return Reading("database", log, _table(items, scratch, source, encoding))
     path = Path(source)
     if not path.exists():
         raise DataError(
@@ -271,24 +323,52 @@ def find_reading(
     if format in FORMATS:
         return FORMATS[format].open(path, catalogue)
     if path.is_dir() and (log_path := table_in(path, "interactions")) is not None:
-        if (path / MANIFEST).is_file():
-            check_manifest(path)
+        if (path / MANIFEST).is_file() and not items:
+            return _prepared(path)
         items = items or str(table_in(path, "items") or "")
-        return Reading("table", table_file(log_path, encoding), _items(items, scratch, None, encoding))
+        users = table_in(path, "users")
+        return Reading(
+            "table",
+            table_file(log_path, encoding),
+            _table(items, scratch, None, encoding),
+            table_file(users, encoding) if users else None,
+        )
     if format == "auto" and (found := recognise(path, catalogue)) is not None:
         if path.is_file():
             say(f"  {path.name} is read as {found.format} (data.format=table reads it as a plain table)")
         return found
-    return Reading("table", table_file(path, encoding), _items(items, scratch, None, encoding))
+    return Reading("table", table_file(path, encoding), _table(items, scratch, None, encoding))
 
 
-def _items(
-    items: str | None, scratch: Path, database: str | None, encoding: Literal["utf-8", "latin-1"]
+def _prepared(folder: Path, version: str = "") -> Reading:
+    """Returns how a prepared data set is read; DataError as ``check_manifest``."""
+    about = check_manifest(folder)
+    log, items, users = (table_in(folder, name) for name in ("interactions", "items", "users"))
+    assert log is not None
+    assert items is not None  # the manifest names both
+    return Reading(
+        "table",
+        table_file(log),
+        table_file(items),
+        table_file(users) if users else None,
+        terms=about.get("terms", ""),  # a set that an earlier version prepared has none
+        version=version or about.get("version", ""),
+        origin=about.get("origin") or source_name(about["settings"]["source"]),
+    )
+
+
+def _table(
+    table: str | None,
+    scratch: Path,
+    database: str | None,
+    encoding: Literal["utf-8", "latin-1"],
+    what: str = "items",
 ) -> Source | None:
-    if not items:
+    """Returns the table beside a log that ``data.items`` or ``data.users`` names."""
+    if not table:
         return None
-    if items.startswith("hub:"):
-        return hub_table(items[4:], scratch)
-    if database and not Path(items).exists():
-        return database_table(database, items, scratch, "items")
-    return table_file(items, encoding)
+    if table.startswith("hub:"):
+        return hub_table(table[4:], scratch)
+    if database and not Path(table).exists():
+        return database_table(database, table, scratch, what)
+    return table_file(table, encoding)

@@ -105,6 +105,7 @@ class Split:
         rule: How it was split, in words.
         table: The log, with ``part``: ``train``, ``valid`` and ``test`` are those asked for, ``context`` is neither
             trained on nor asked for and stands in histories only.
+        users: ``user_id`` and what is known of users, a row each; None where nothing is.
     """
 
     train: dict[UserId, list[ItemId]]
@@ -114,6 +115,7 @@ class Split:
     num_short: int
     rule: str
     table: pa.Table
+    users: pa.Table | None = None
 
 
 def leave_one_out(log: InteractionLog) -> Split:
@@ -197,12 +199,13 @@ def split_rule(settings: SplitSettings) -> tuple[Callable[..., Any], tuple[Any, 
     return rules.cold_item, (*shares, s.seed, s.cold)
 
 
-def read_split(table: pa.Table, settings: SplitSettings) -> Split:
+def read_split(table: pa.Table, settings: SplitSettings, users: pa.Table | None = None) -> Split:
     """Returns the split of a log that has its ``part`` in a column already.
 
     Args:
         table: Ordered by user and time, with ``part``.
         settings: The settings that ``part`` came from.
+        users: ``user_id`` and what is known of users, a row each.
 
     Raises:
         DataError: If a part has nothing.
@@ -214,13 +217,13 @@ def read_split(table: pa.Table, settings: SplitSettings) -> Split:
     held: dict[str, tuple[list[UserId], list[list[ItemId]], list[list[ItemId]]]]
     held = {"valid": ([], [], []), "test": ([], [], [])}
     check_parts(sizes, table.num_rows, settings)
-    users = pc.dictionary_encode(table["user_id"].combine_chunks())
-    borders = np.flatnonzero(np.diff(users.indices.to_numpy(), prepend=-1))
+    owners = pc.dictionary_encode(table["user_id"].combine_chunks())
+    borders = np.flatnonzero(np.diff(owners.indices.to_numpy(), prepend=-1))
     items, parts = table["item_id"].to_pylist(), table["part"].to_pylist()
     times = table["timestamp"].to_numpy()
     together = settings.rule == "global_temporal" and settings.targets == "all"
     for begin, end in pairwise([*borders.tolist(), len(items)]):
-        user, own, part = users[begin].as_py(), items[begin:end], parts[begin:end]
+        user, own, part = owners[begin].as_py(), items[begin:end], parts[begin:end]
         size = part.count("train")
         if size:
             train[user], train_times[user] = own[:size], times[begin : begin + size].tolist()
@@ -237,7 +240,7 @@ def read_split(table: pa.Table, settings: SplitSettings) -> Split:
             targets.append([own[place]])
     valid, test = HeldOut(*held["valid"]), HeldOut(*held["test"])
     num_short = short if settings.rule == "leave_one_out" else sizes.get("context", 0)
-    return Split(train, train_times, valid, test, num_short, rule_in_words(settings), table)
+    return Split(train, train_times, valid, test, num_short, rule_in_words(settings), table, users)
 
 
 def check_parts(sizes: Mapping[str, int], total: int, settings: SplitSettings) -> None:

@@ -204,21 +204,49 @@ def check_items(
     Raises:
         DataError: As ``check_log``.
     """
+    return _check_once(engine, scan, "item_id", columns, on_bad_rows, quarantine, repeated)
+
+
+def check_users(
+    engine: Engine,
+    scan: Scan,
+    columns: Mapping[str, str] | None = None,
+    on_bad_rows: OnBadRows = "error",
+    quarantine: str | Path | None = None,
+) -> Checked:
+    """Returns the rows of users' profiles that can be used; an id that is missing or stands twice is bad.
+
+    Arguments and errors as ``check_items``.
+    """
+    return _check_once(engine, scan, "user_id", columns, on_bad_rows, quarantine, "error")
+
+
+def _check_once(
+    engine: Engine,
+    scan: Scan,
+    key: Literal["item_id", "user_id"],
+    columns: Mapping[str, str] | None,
+    on_bad_rows: OnBadRows,
+    quarantine: str | Path | None,
+    repeated: Literal["error", "first"],
+) -> Checked:
+    """Returns the rows of a table that has one a key."""
     import ibis
 
     source = str(scan.source)
-    names = rename_columns(scan.columns, columns, ["item_id"], source, "data.item_columns")
+    setting = f"data.{key.removesuffix('_id')}_columns"
+    names = rename_columns(scan.columns, columns, [key], source, setting)
     raw = scan.table.select("_file", "_row", **{ours: scan.table[theirs] for ours, theirs in names.items()})
     if engine.one(raw.agg(size=raw.count()))["size"] == 0 and not scan.rejects:
         raise DataError(f"{source} has a header but no rows.")
-    raw = raw.mutate(item_id=_text(raw.item_id), _order=_order(raw))
-    again = ibis.row_number().over(group_by="item_id", order_by="_order") > 0
-    raw = raw.mutate(_again=again & raw.item_id.notnull())
+    raw = raw.mutate(**{key: _text(raw[key])}, _order=_order(raw))
+    again = ibis.row_number().over(group_by=key, order_by="_order") > 0
+    raw = raw.mutate(_again=again & raw[key].notnull())
     if repeated == "first":
         raw = raw.filter(~raw._again)
-    raw = raw.mutate(_first=raw._row.first(order_by="_order").over(group_by="item_id").cast("string"))
-    twice = ibis.literal("item_id: '") + raw.item_id + "' already stands in row " + raw._first
-    problems = [*_id_problems(raw.item_id, "item_id"), (raw._again, twice)]
+    raw = raw.mutate(_first=raw._row.first(order_by="_order").over(group_by=key).cast("string"))
+    twice = ibis.literal(f"{key}: '") + raw[key] + "' already stands in row " + raw._first
+    problems = [*_id_problems(raw[key], key), (raw._again, twice)]
     return _settled(engine, scan, raw, problems, {}, on_bad_rows, quarantine, "row")
 
 

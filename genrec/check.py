@@ -9,7 +9,7 @@ from textwrap import indent
 from typing import TYPE_CHECKING, Any, cast
 
 from genrec.core.errors import lookup
-from genrec.data_prep import InteractionLog, ItemCatalog, Split, prepare, read_split
+from genrec.data_prep import InteractionLog, ItemCatalog, Split, prepare, read_split, read_users
 from genrec.indexing import ItemIndex, build_index
 from genrec.recipe import Recipe, dump_recipe, load_recipe
 from genrec.tasks import SAMPLERS, Family, Renderer, TaskRows, load_families, make_renderer
@@ -29,7 +29,8 @@ def prepared(recipe: Recipe) -> tuple[Split, ItemCatalog, ItemIndex]:
     """
     with tempfile.TemporaryDirectory() as folder:
         prepare(recipe.data, folder)
-        split = read_split(InteractionLog.load(f"{folder}/interactions.parquet").table, recipe.data.split)
+        log = InteractionLog.load(f"{folder}/interactions.parquet")
+        split = read_split(log.table, recipe.data.split, read_users(folder))
         items = ItemCatalog.load(f"{folder}/items.parquet")
     method = recipe.index.method
     if method in TRAINED or recipe.index.teacher:

@@ -78,9 +78,12 @@ def build_parser() -> argparse.ArgumentParser:
     commands.add_parser("keys", help="list every key of a recipe with its default and meaning")
     recommend = commands.add_parser("recommend", help="recommend items to a user or after a history")
     recommend.add_argument("run", help="folder of a finished run, or a Hub id")
-    who = recommend.add_mutually_exclusive_group(required=True)
-    who.add_argument("--user", help="a user of the run, with the history that evaluation gave them")
-    who.add_argument(
+    recommend.add_argument(
+        "--user",
+        help="a user of the run, with the history that evaluation gave them; beside --history whose that is, where adapters "
+        "are made from a file of users' vectors",
+    )
+    recommend.add_argument(
         "--history", nargs="*", metavar="ITEM_ID", help="item ids, oldest first; none is an empty history"
     )
     recommend.add_argument(
@@ -118,6 +121,52 @@ def build_parser() -> argparse.ArgumentParser:
     recommend.add_argument(
         "--why-picture", metavar="FILE", help="draw it: .svg, or .html with the history and the list"
     )
+    batch = commands.add_parser(
+        "batch",
+        help="recommend to any number of users, into parts on disk; accelerate launch -m genrec batch divides them",
+    )
+    batch.add_argument("run", help="folder of a finished run, or a Hub id")
+    batch.add_argument(
+        "--histories", metavar="FILE", help="Parquet with user_id and history (default: the run's own)"
+    )
+    batch.add_argument(
+        "--out", required=True, metavar="FOLDER", help="new, empty, or begun with the same arguments"
+    )
+    batch.add_argument("-k", type=int, default=10, help="items wanted (default 10)")
+    batch.add_argument("--beams", type=int, help="beam width (default: the larger of k and 20)")
+    batch.add_argument(
+        "--method", choices=("constrained", "grounded", "fused"), help="default: that of the run"
+    )
+    batch.add_argument("--exclude", nargs="+", default=[], metavar="ITEM_ID", help="items that must not come")
+    batch.add_argument("--allow", nargs="+", metavar="ITEM_ID", help="the only items that may come")
+    batch.add_argument(
+        "--allow-seen", action="store_true", help="let items of the history be recommended again"
+    )
+    batch.add_argument(
+        "--unknown", choices=("error", "skip", "title"), default="error", help="as genrec recommend"
+    )
+    batch.add_argument("--rows-per-part", type=int, default=10_000, help="rows of a file (default 10,000)")
+    update = commands.add_parser(
+        "update",
+        help="take later interactions into a finished run: longer histories, new vectors of users; --train learns on",
+    )
+    update.add_argument("run", help="folder of a finished or updated run, with its log")
+    update.add_argument("log", help="file of interactions, as the recipe's own")
+    update.add_argument("overrides", nargs="*", metavar="key=value", help="changes to train.*, with --train")
+    update.add_argument("--out", metavar="FOLDER", help="the new run (default RUN-update-N)")
+    update.add_argument("--items", metavar="FILE", help="catalogue of new items")
+    update.add_argument("--vectors", metavar="FILE", help="new vectors of users, where they come from a file")
+    update.add_argument(
+        "--unknown",
+        choices=("error", "skip"),
+        default="error",
+        help="skip leaves out interactions with items that cannot be named, counted",
+    )
+    update.add_argument("--train", action="store_true", help="let the model learn on")
+    update.add_argument(
+        "--rehearsal", type=float, default=1.0, help="with --train: old rows for each new one (default 1)"
+    )
+    update.add_argument("--json", action="store_true", help="print the report as JSON")
     export = commands.add_parser(
         "export",
         help="write a run as a folder for another engine: merged weights, tokenizer, items by token ids",
@@ -137,11 +186,18 @@ def build_parser() -> argparse.ArgumentParser:
         help="type of the weights (default: that of the backbone in training)",
     )
     _add_serving(commands.add_parser("serve", help="answer over HTTP: recommend, score, explain, items"))
-    push = commands.add_parser("push", help="upload a run to the Hub, without user histories")
-    push.add_argument("run", help="folder of a finished run")
+    push = commands.add_parser(
+        "push", help="upload a run (without user histories), an index or a prepared data set to the Hub"
+    )
+    push.add_argument("folder", help="of a finished run, an index or a prepared data set")
     push.add_argument("repo_id", help="org/name")
     push.add_argument("--public", action="store_true", help="make a new repository public")
-    push.add_argument("--dry-run", action="store_true", help="only list what would go up")
+    push.add_argument("--dry-run", action="store_true", help="only list what would go up, with sizes")
+    push.add_argument(
+        "--i-may-share-user-data",
+        action="store_true",
+        help="of a prepared data set, which is data of users: say that you may share them",
+    )
     return parser
 
 
@@ -178,6 +234,7 @@ def _add_preparing(command: argparse.ArgumentParser) -> None:
         "--item-columns", nargs="+", default=[], metavar="OURS=THEIRS", help="columns of the catalogue"
     )
     preparing.add_argument("--items", metavar="FILE", help="catalogue beside a log")
+    preparing.add_argument("--users", metavar="FILE", help="what is known of users, a row each")
     preparing.add_argument(
         "--time", choices=("auto", "s", "ms", "us", "iso", "number", "row"), help="what times are"
     )
@@ -248,6 +305,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _keys()
         elif options.command == "recommend":
             _recommend(options)
+        elif options.command == "batch":
+            _batch(options)
+        elif options.command == "update":
+            _update(options)
         elif options.command == "serve":
             _serve(options)
         elif options.command == "export":
@@ -255,11 +316,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             Recommender.from_pretrained(options.run).export(options.folder, options.engine, options.dtype)
         else:
-            from genrec.serving import Recommender
-
-            recommender = Recommender.from_pretrained(options.run)
-            names = recommender.push_to_hub(options.repo_id, not options.public, options.dry_run)
-            print("\n".join(names))
+            _push(options)
     except GenrecError as error:
         print(f"genrec: {error}", file=sys.stderr)
         return error.exit_status
@@ -273,17 +330,95 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(source: str | None, overrides: Sequence[str], command: str) -> None:
     from genrec.core.errors import RecipeError
-    from genrec.pipeline import Pipeline
+    from genrec.pipeline import pipeline_of
     from genrec.recipe import load_recipe
 
     if source is None:
         raise RecipeError(
             "Give a recipe, such as: genrec evaluate quickstart (or --rankings and --relevant)."
         )
-    pipeline = Pipeline(load_recipe(source, overrides))
+    pipeline = pipeline_of(load_recipe(source, overrides))
     pipeline.run_until("evaluate" if command == "run" else command)
     if command in ("run", "evaluate"):
         pipeline.print_results()
+
+
+def _batch(options: argparse.Namespace) -> None:
+    from genrec.core.processes import is_main_process
+    from genrec.serving import Recommender
+    from genrec.serving.offline import recommend_to
+
+    folder = recommend_to(
+        options.out,
+        Recommender.from_pretrained(options.run),
+        options.histories,
+        k=options.k,
+        exclude_history=not options.allow_seen,
+        exclude=options.exclude,
+        allow=options.allow,
+        beams=options.beams,
+        method=options.method,
+        unknown=options.unknown,
+        rows_per_part=options.rows_per_part,
+    )
+    if is_main_process():
+        print(f"Recommendations: {folder}")
+
+
+def _push(options: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from genrec.core.errors import RunError
+    from genrec.core.hub import check_repo_id, size_in_words
+
+    check_repo_id(options.repo_id)
+    folder, private = Path(options.folder), not options.public
+    if (folder / "serving.json").is_file():
+        from genrec.serving import Recommender
+
+        files = Recommender.from_pretrained(folder).push_to_hub(options.repo_id, private, options.dry_run)
+    elif (folder / "index.json").is_file():
+        from genrec.indexing import ItemIndex
+
+        files = ItemIndex.load(folder).push_to_hub(options.repo_id, private, options.dry_run)
+    elif (folder / "interactions.parquet").exists():
+        from genrec.data_prep import push_dataset
+
+        files = push_dataset(
+            folder,
+            options.repo_id,
+            may_share_user_data=options.i_may_share_user_data,
+            private=private,
+            dry_run=options.dry_run,
+        )
+    else:
+        raise RunError(
+            f"{folder} is neither a finished run (serving.json), nor an index (index.json), nor a prepared data set "
+            "(interactions.parquet). Give the folder of one."
+        )
+    sizes = [size_in_words(size) for size in files.values()]
+    width = max(map(len, sizes))
+    print("\n".join(f"{size:>{width}}  {name}" for name, size in zip(files, sizes, strict=True)))
+    print(f"{size_in_words(sum(files.values())):>{width}}  in {len(files)} files")
+
+
+def _update(options: argparse.Namespace) -> None:
+    import json
+
+    from genrec.update import report_lines, update
+
+    report = update(
+        options.run,
+        options.log,
+        options.out,
+        items=options.items,
+        vectors=options.vectors,
+        unknown=options.unknown,
+        train=options.train,
+        rehearsal=options.rehearsal,
+        overrides=options.overrides,
+    )
+    print(json.dumps(report, indent=2) if options.json else "\n".join(report_lines(report)))
 
 
 def _prepare(options: argparse.Namespace) -> None:
@@ -310,7 +445,7 @@ def _prepare(options: argparse.Namespace) -> None:
             if not re.fullmatch(r"\w+=.+", pair):
                 raise RecipeError(f"--{key.replace('_', '-')} takes OURS=THEIRS, got {pair!r}.")
             overrides.append(f"data.{key}.{pair}")
-    short = {"items": options.items, "time": options.time, "on_bad_rows": options.on_bad_rows}
+    short = {name: getattr(options, name) for name in ("items", "users", "time", "on_bad_rows")}
     overrides += [
         f"data.{key}={value}" for key, value in (short | {"engine.name": options.engine}).items() if value
     ]
@@ -319,9 +454,9 @@ def _prepare(options: argparse.Namespace) -> None:
     if is_recipe or options.recipe in shipped_recipes():
         if options.out:
             raise RecipeError("A recipe has its folder in run_dir: leave --out out.")
-        from genrec.pipeline import DATA, Pipeline
+        from genrec.pipeline import DATA, pipeline_of
 
-        pipeline = Pipeline(load_recipe(options.recipe, overrides))
+        pipeline = pipeline_of(load_recipe(options.recipe, overrides))
         folder = pipeline.run_until("prepare") / DATA
     else:
         recipe = parse_recipe({"data": {"source": options.recipe}}, overrides)
@@ -355,10 +490,10 @@ def _judge(options: argparse.Namespace) -> None:
         )
         print(score_table(scored))
         return
-    from genrec.pipeline import Pipeline
+    from genrec.pipeline import pipeline_of
     from genrec.recipe import load_recipe
 
-    Pipeline(load_recipe(options.recipe, options.overrides)).judge_file(
+    pipeline_of(load_recipe(options.recipe, options.overrides)).judge_file(
         options.rankings,
         options.name or Path(options.rankings).stem,
         options.missing_users,
@@ -376,12 +511,12 @@ def _report_index(options: argparse.Namespace) -> None:
         raise RecipeError("--items and --out are for a report: add --report.")
     stored = path.is_file() and path.suffix == ".json"
     if not stored and not (path / "index.json").is_file():
-        from genrec.pipeline import Pipeline
+        from genrec.pipeline import pipeline_of
         from genrec.recipe import load_recipe
 
         if options.items:
             raise RecipeError("A recipe has its catalogue in data.items: leave --items out.")
-        Pipeline(load_recipe(options.recipe, options.overrides)).report_index(options.out)
+        pipeline_of(load_recipe(options.recipe, options.overrides)).report_index(options.out)
         return
     if (path.parent / "recipe.yaml").exists():
         raise RecipeError(
@@ -406,9 +541,18 @@ def _report_index(options: argparse.Namespace) -> None:
 def _compare(options: argparse.Namespace) -> None:
     from pathlib import Path
 
+    from genrec.core.errors import RecipeError
+    from genrec.evaluation.click import compare_click_runs, predicts_clicks
     from genrec.evaluation.offline import compare_runs, comparison_text
     from genrec.evaluation.page import write_comparison
 
+    if any(map(predicts_clicks, options.runs)):
+        if options.html or options.metrics:
+            raise RecipeError(
+                "Runs that predict clicks are compared as text, in all metrics: leave --html and --metrics out."
+            )
+        print(compare_click_runs(options.runs))
+        return
     comparison = compare_runs(options.runs, options.metrics)
     print(comparison_text(comparison))
     if options.html:
@@ -501,8 +645,10 @@ def _recommend(options: argparse.Namespace) -> None:
     from genrec.decoding.explain import probability, tree_text
     from genrec.serving import Recommender
 
-    recommender = Recommender.from_pretrained(options.run)
     history = options.history
+    if history is None and options.user is None:
+        raise DataError("Say for whom: give --user or --history.")
+    recommender = Recommender.from_pretrained(options.run)
     if history is None:
         history = recommender.history(options.user, options.include_held_out)
     method = options.method or recommender.method
@@ -520,10 +666,12 @@ def _recommend(options: argparse.Namespace) -> None:
             raise DataError(
                 "--why and --why-picture show what beam search kept: leave out --exact, and take --method constrained."
             )
-        why = recommender.explain(history, **asked)
+        why = recommender.explain(history, user_id=options.user, **asked)
         found = why.recommendations
     else:
-        (found,) = recommender.recommend([history], **asked, method=method, exact=options.exact)
+        (found,) = recommender.recommend(
+            [history], user_ids=[options.user], **asked, method=method, exact=options.exact
+        )
     if why is not None and options.why_picture:
         why.write_picture(options.why_picture)
     if options.json:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from genrec.core.processes import (
     wait,
 )
 from genrec.core.progress import say
-from genrec.data_prep import HeldOut, InteractionLog, ItemCatalog, Split, prepare, read_split
+from genrec.data_prep import HeldOut, InteractionLog, ItemCatalog, Split, prepare, read_split, read_users
 from genrec.evaluation.baselines import (
     BASELINES,
     SEQUENCE_MODELS,
@@ -35,20 +35,23 @@ from genrec.evaluation.baselines import (
     search,
     sequence_scorer,
 )
+from genrec.evaluation.gates import gate_lines, gate_report
 from genrec.evaluation.metrics import ranking_metrics
 from genrec.evaluation.page import write_page
 from genrec.evaluation.protocol import SEARCH_METRIC, Judge
 from genrec.evaluation.rankings import Rankings, align, read_rankings
 from genrec.evaluation.report import comparison_table, example_text, examples, model_label, write_values
 from genrec.evaluation.significance import compare_models
+from genrec.evaluation.slices import history_slices
 from genrec.indexing import ItemIndex, build_index
 from genrec.recipe import Recipe, dump_recipe
 from genrec.runs import RunDir, versions
-from genrec.serving.card import write_card
+from genrec.serving.card import write_model_card
 from genrec.tasks import (
     TitlePrompts,
     asks_for_identifiers,
     build_dataset,
+    known_before,
     make_asker,
     read_rows,
     title_template,
@@ -64,6 +67,7 @@ from genrec.training.finetune import (
     MODEL,
     SERVING_FILE,
     TRAINING_FILE,
+    USERS,
     load_trained,
     seal,
 )
@@ -73,10 +77,12 @@ PREPARED = ("interactions.parquet", "items.parquet", "report.json", "manifest.js
 LOG, CATALOG, REPORT, MANIFEST = (f"{DATA}/{name}" for name in PREPARED)
 PREPARED_INDEX, SEARCH = "prepared_index", "search"
 TASKS = "tasks"
+PROFILES = f"{DATA}/users.parquet"  # only where something is known of users
 RANKINGS, METRICS, CARD = "rankings.parquet", "metrics.json", "README.md"
 VALUES, PAGE, JUDGED = "values.parquet", "report.html", "judged"
 
-STAGES = ("prepare", *SEQUENCE_MODELS, "index", "train", "baselines", "evaluate")
+# What a stage does, and the files and folders that it writes.
+Steps = dict[str, tuple[Callable[[], None], list[str]]]
 
 
 class Pipeline:
@@ -88,30 +94,15 @@ class Pipeline:
 
     def run_until(self, last: str) -> Path:
         """Does every stage up to ``last`` that is not done yet, and returns the run directory."""
-        if last not in STAGES:
-            raise RecipeError(f"Unknown stage {last!r}. Allowed: {', '.join(STAGES)}.")
-        check_baselines(self.recipe.evaluate.baselines)
-        check_search(self.recipe.evaluate.search)
+        steps = self._steps()
+        if last not in steps:
+            raise RecipeError(f"Unknown stage {last!r}. Allowed: {', '.join(steps)}.")
+        self._check()
         if is_main_process():
             with atomic_path(self.run.path / "recipe.yaml") as part:
                 part.write_text(dump_recipe(self.recipe), encoding="utf-8")
-        steps: dict[str, tuple[Callable[[], None], list[str]]] = {
-            "prepare": (self._prepare, [LOG, CATALOG, REPORT, MANIFEST]),
-            **{kind: (partial(self._sequence, kind), [kind]) for kind in SEQUENCE_MODELS},
-            "index": (self._index, [PREPARED_INDEX]),
-            "train": (
-                self._train,
-                [MODEL, INDEX, ITEMS, HISTORIES, SERVING_FILE, TRAINING_FILE, CURVES],
-            ),
-            "baselines": (self._baselines, [BASELINE_RANKINGS]),
-            "evaluate": (self._evaluate, [DECODING, RANKINGS, VALUES, METRICS, PAGE, CARD]),
-        }
-        skipped = {kind for kind in SEQUENCE_MODELS if not self._needs(kind)}
-        if last == "index":
-            skipped = set(SEQUENCE_MODELS) - {self.recipe.index.teacher}
-        if last == "baselines":  # for judging rankings of others, which need no language model
-            skipped |= {"index", "train"}
-        wanted = [name for name in STAGES if name not in skipped]
+        skipped = self._skipped(last)
+        wanted = [name for name in steps if name not in skipped]
         for number, name in enumerate(wanted[: wanted.index(last) + 1], start=1):
             work, outputs = steps[name]
             inputs = self.inputs(name)
@@ -119,7 +110,7 @@ class Pipeline:
                 say(f"[{number}/{len(wanted)}] {name}: done already")
                 continue
             say(f"[{number}/{len(wanted)}] {name}")
-            with self.run.stage(name, inputs, outputs):
+            with self.run.stage(name, inputs, outputs, [PROFILES] if name == "prepare" else []):
                 wait()
                 work()
                 wait()
@@ -128,15 +119,53 @@ class Pipeline:
             wait()
         return self.run.path
 
+    def _check(self) -> None:
+        """Raises RecipeError if the recipe asks for what there is not; before anything is done."""
+        check_baselines(self.recipe.evaluate.baselines)
+        check_search(self.recipe.evaluate.search)
+
+    @property
+    def stages(self) -> list[str]:
+        """The names of all stages, in their order."""
+        return list(self._steps())
+
+    def _steps(self) -> Steps:
+        """Returns the stages in their order."""
+        return {
+            "prepare": (self._prepare, [LOG, CATALOG, REPORT, MANIFEST]),
+            **{kind: (partial(self._sequence, kind), [kind]) for kind in SEQUENCE_MODELS},
+            "index": (self._index, [PREPARED_INDEX]),
+            "train": (
+                self._train,
+                [MODEL, INDEX, ITEMS, HISTORIES, SERVING_FILE, TRAINING_FILE, CURVES]
+                + [USERS] * self.recipe.train.personal,
+            ),
+            "baselines": (self._baselines, [BASELINE_RANKINGS]),
+            "evaluate": (self._evaluate, [DECODING, RANKINGS, VALUES, METRICS, PAGE, CARD]),
+        }
+
+    def _skipped(self, last: str) -> set[str]:
+        """Returns the stages that this recipe does without on the way to one."""
+        if last == "index":
+            return set(SEQUENCE_MODELS) - {self.recipe.index.teacher}
+        skipped = {kind for kind in SEQUENCE_MODELS if not self._needs(kind)}
+        if last == "baselines":  # for judging rankings of others, which need no language model
+            skipped |= {"index", "train"}
+        return skipped
+
     def inputs(self, stage: str) -> dict[str, Any]:
         """Returns everything that a stage's outputs depend on: its keys, and the inputs before it."""
         r = self.recipe.model_dump(mode="json")
         if stage == "prepare":
             source = Path(r["data"]["source"])
             files = [source] if source.is_file() else sorted(source.glob("*.*")) if source.is_dir() else []
-            files += [Path(r["data"]["items"])] if r["data"]["items"] else []
+            files += [Path(r["data"][table]) for table in ("items", "users") if r["data"][table]]
             # On which engine rows are prepared does not change them.
             data = {key: value for key, value in r["data"].items() if key != "engine"}
+            # A run of before there were profiles is not done again where none are asked for.
+            for key in ("users", "user_columns"):
+                if not data[key]:
+                    del data[key]
             return {"data": data, "files": {f.name: hash_file(f) for f in files if f.is_file()}}
         if stage == "index":
             teacher = self.recipe.index.teacher
@@ -147,6 +176,11 @@ class Pipeline:
             train = {k: v for k, v in r["train"].items() if k not in ("checkpoint_steps", "report_to")}
             before = [self.inputs("index")]
             before += [self.inputs(kind) for kind in self.recipe.train.teachers]
+            before += [self.inputs(kind) for kind in self._encoder]
+            if not self.recipe.train.personal:
+                del train["reclora"]
+            elif self.recipe.train.reclora.file is not None:
+                train["reclora"]["file"] = hash_file(self.recipe.train.reclora.file)
             tasks = {k: v for k, v in r["tasks"].items() if k != "workers"}
             read = [*tasks["files"], tasks["texts"]["writer"].removeprefix("file:")]
             tasks["files"] = [hash_file(file) for file in read if Path(file).is_file()]
@@ -179,7 +213,8 @@ class Pipeline:
     @cached_property
     def split(self) -> Split:
         """The split of the prepared log."""
-        return read_split(InteractionLog.load(self.run.path / LOG).table, self.recipe.data.split)
+        log = InteractionLog.load(self.run.path / LOG)
+        return read_split(log.table, self.recipe.data.split, read_users(self.run.path / DATA))
 
     @cached_property
     def items(self) -> ItemCatalog:
@@ -203,7 +238,8 @@ class Pipeline:
 
     def _needs(self, kind: str) -> bool:
         r = self.recipe
-        return kind in (*r.train.teachers, *r.evaluate.baselines, *self._injected, r.index.teacher)
+        others = (*self._injected, *self._encoder, r.index.teacher)
+        return kind in (*r.train.teachers, *r.evaluate.baselines, *others)
 
     @property
     def _probabilities(self) -> bool:
@@ -216,6 +252,32 @@ class Pipeline:
         d = self.recipe.decoding
         used = d.method != "constrained" and d.grounding.inject == "collaborative"
         return [d.grounding.collaborative] if used else []
+
+    @property
+    def _encoder(self) -> list[str]:
+        """Names the sequence recommender whose states are the users' vectors, if there is one."""
+        train = self.recipe.train
+        return [train.reclora.teacher] if train.personal and train.reclora.teacher else []
+
+    def _user_vectors(self) -> Any:
+        """Returns what personal adapters are made from, None where adapters are the same for everyone."""
+        train = self.recipe.train
+        if not train.personal:
+            return None
+        from genrec.models.users import UserVectors
+
+        r = train.reclora
+        if r.file is not None:
+            return UserVectors.of_file(r.file, self.split)
+        levels = r.code_levels if r.vectors == "codes" else 0
+        return UserVectors.of_model(
+            self._trained(self._encoder[0]),
+            self.items.item_ids,
+            self.split,
+            levels,
+            r.codebook_size,
+            train.seed,
+        )
 
     def _trained(self, kind: str) -> Any:
         from genrec.models.sequence import load_sequence_model
@@ -268,7 +330,7 @@ class Pipeline:
             return
         report = prepare(self.recipe.data, self.run.path / DATA)
         read, kept = report["read"], report["kept"]
-        if aside := report["num_quarantined"] + report["num_quarantined_items"]:
+        if aside := sum(report.get(f"num_quarantined{of}", 0) for of in ("", "_items", "_users")):
             say(f"  {aside:,} bad rows were put aside in {self.run.path / DATA / 'quarantine.jsonl'}")
         say(
             f"  {kept['interactions']:,} interactions of {kept['users']:,} users and {kept['items']:,} items "
@@ -327,13 +389,7 @@ class Pipeline:
         from genrec.models.backbone import is_encoder_decoder, load_backbone, load_tokenizer
 
         seq2seq = is_encoder_decoder(r.model.backbone, r.model.new)
-        # Before anything long: what cannot be ranked should be known at once.
-        make_asker(r.tasks, r.decoding.method != "grounded", seq2seq)
-        if r.decoding.method != "constrained" and title_template(r.tasks) is None:
-            raise RecipeError(
-                f"decoding.method={r.decoding.method} needs a model that writes titles, and no family of tasks.mixture asks "
-                "for the title of the next item from titles alone. Add one that does, such as bigrec."
-            )
+        self._check_tasks(seq2seq)  # before anything long
         folder = self.run.path / TASKS
         if is_main_process():
             from genrec.models.vocabulary import add_identifier_tokens
@@ -354,6 +410,7 @@ class Pipeline:
             )
         wait()
         data = read_rows(folder)
+        users = self._user_vectors()
         finetune(
             r.model.backbone,
             data,
@@ -366,12 +423,33 @@ class Pipeline:
             settings=r.train,
             teachers=[self._trained(kind) for kind in r.train.teachers],
             data_sha256=read_json(self.run.path / REPORT).get("split_sha256"),
-            validate=self._validator() if r.train.validate_steps else None,
+            validate=self._validator(users) if r.train.validate_steps else None,
+            row_vectors=self._row_vectors(data["train"], users),
         )
         if is_main_process():
             say(f"  saved {self.run.path / MODEL} ({megabytes(self.run.path / MODEL):.1f} MB)")
 
-    def _validator(self) -> Callable[[Any, Any], dict[str, float]]:
+    def _check_tasks(self, seq2seq: bool) -> None:
+        """Raises RecipeError if the mixture trains nothing that can be ranked."""
+        r = self.recipe
+        make_asker(r.tasks, r.decoding.method != "grounded", seq2seq)
+        if r.decoding.method != "constrained" and title_template(r.tasks) is None:
+            raise RecipeError(
+                f"decoding.method={r.decoding.method} needs a model that writes titles, and no family of tasks.mixture asks "
+                "for the title of the next item from titles alone. Add one that does, such as bigrec."
+            )
+
+    def _row_vectors(self, rows: Any, users: Any) -> np.ndarray | None:
+        """Returns the vectors of training rows' users, and keeps what they come from; None where there are none."""
+        if users is None:
+            return None
+        known = known_before(rows["task"], rows["key"], self.split, self.recipe.tasks)
+        user_ids, histories = zip(*known, strict=True)
+        if is_main_process():
+            users.save(self.run.path / USERS)
+        return users.of(histories, user_ids)
+
+    def _validator(self, users: Any) -> Callable[[Any, Any], dict[str, float]]:
         """Returns what ranks a sample of validation rows with a model while it is trained."""
         judge = Judge(self.split, self.items, self.recipe.evaluate, on="valid")
         held_out, settings = judge.held_out, self.recipe.train
@@ -379,6 +457,7 @@ class Pipeline:
         sample = sorted(drawn.tolist())
         left_out = judge.left_out_ids
         k = min(10, len(self.items))
+        vectors = _vectors_of(users, held_out, sample)
 
         def validate(model: Any, renderer: Any) -> dict[str, float]:
             # A tuned model's vectors of titles are others at every step, and are not kept.
@@ -392,6 +471,7 @@ class Pipeline:
                     [left_out[sample[place]] for place in mine] if left_out is not None else None,
                     batch_size=self.recipe.evaluate.batch_size,
                     label="",
+                    users=None if vectors is None else vectors[list(mine)],
                 ),
             )
             if is_main_process():
@@ -429,7 +509,7 @@ class Pipeline:
             grounder = Grounder(model, prompts, self.items, d.grounding, injection, folder=folder)
         return Ranker(d, self.items, constrained, grounder)
 
-    def _choose_gamma(self, grounder: Any) -> dict[str, Any]:
+    def _choose_gamma(self, grounder: Any, users: Any) -> dict[str, Any]:
         """Returns the weight of an injection with the best NDCG@10 on validation, and the value of each."""
         from genrec.decoding.grounding import GAMMAS
 
@@ -443,7 +523,10 @@ class Pipeline:
         drawn = np.random.default_rng(self.recipe.evaluate.seed).permutation(len(held_out))
         mine = sorted(drawn[: settings.gamma_rows].tolist())[rank() :: num_processes()]
         histories = [held_out.histories[row] for row in mine]
-        written = grounder.write(histories, self.recipe.evaluate.batch_size, "writing for validation")
+        vectors = _vectors_of(users, held_out, mine)
+        written = grounder.write(
+            histories, self.recipe.evaluate.batch_size, "writing for validation", vectors
+        )
         exclude = [left_out[row] for row in mine] if left_out is not None else None
         targets, values = [held_out.targets[row] for row in mine], np.zeros(len(gammas))
         if mine:
@@ -466,7 +549,7 @@ class Pipeline:
             "trials": trials,
         }
 
-    def _missed_by_beams(self, decoder: Any) -> dict[str, float]:
+    def _missed_by_beams(self, decoder: Any, users: Any) -> dict[str, float]:
         """Returns how often beam search misses one of the ten best items, on some rows."""
         settings, held_out, left_out = self.recipe.evaluate, self.held_out, self.judge.left_out_ids
         drawn = np.random.default_rng(settings.seed).permutation(len(held_out))[: settings.exact_rows]
@@ -475,6 +558,7 @@ class Pipeline:
             [held_out.histories[row] for row in rows],
             min(10, len(self.items)),
             [left_out[row] for row in rows] if left_out is not None else None,
+            users=_vectors_of(users, held_out, rows),
         )
         for width in (20, 50, 100):
             say(
@@ -482,6 +566,26 @@ class Pipeline:
                 f"{found[f'users_missing@{width}']:.1%} of {len(rows):,} rows"
             )
         return found
+
+    def _gates(self, model: Any, vectors: np.ndarray) -> dict[str, Any] | None:
+        """Returns what the gates do with the evaluated users, None of a single expert."""
+        import torch
+
+        weights = model.peft.gate_weights(torch.from_numpy(vectors))
+        if not weights:
+            return None
+        held_out = self.held_out
+        counts = dict(zip(self.items.item_ids, self.judge.counts, strict=True))
+        taste = [
+            float(np.mean([counts[item] for item in each])) if each else 0.0 for each in held_out.histories
+        ]
+        half = (np.array(taste) > np.median(taste)).astype(np.int64)
+        groups = history_slices(np.array([len(each) for each in held_out.histories]), quantiles=4)
+        groups |= {"taste": (["less popular items", "more popular items"], half)}
+        report = gate_report({name: each.cpu().numpy() for name, each in weights.items()}, groups)
+        for line in gate_lines(report):
+            say(f"  gates: {line}")
+        return report
 
     def _write_decoding(self, tuning: dict[str, Any] | None, gamma: float) -> None:
         """Writes what serving needs to rank as evaluation did."""
@@ -492,6 +596,7 @@ class Pipeline:
             if r.decoding.method != "constrained" and r.decoding.grounding.inject == "popularity":
                 np.save(part / "popularity.npy", self.judge.counts)
             about = {
+                "task": r.evaluate.task,
                 "settings": r.decoding.model_dump(mode="json"),
                 "gamma": gamma,
                 "tuning": tuning,
@@ -539,7 +644,12 @@ class Pipeline:
             seal(self.run.path)  # what an earlier evaluation wrote is gone
         model, renderer, index, items = load_trained(self.run.path, r.model.dtype)
         model.check_data(read_json(self.run.path / REPORT).get("split_sha256", ""))
-        judge, held_out = self.judge, self.held_out
+        judge, held_out, users = self.judge, self.held_out, None
+        if model.user_size is not None:
+            from genrec.models.users import UserVectors
+
+            users = UserVectors.load(self.run.path / USERS)
+        vectors = _vectors_of(users, held_out, range(len(held_out)))
         ranker = self._ranker(model, renderer)
         grounder, tuning = ranker.grounder, None
         if (
@@ -547,7 +657,7 @@ class Pipeline:
             and r.decoding.grounding.inject != "none"
             and r.decoding.grounding.gamma is None
         ):
-            tuning = self._choose_gamma(grounder)
+            tuning = self._choose_gamma(grounder, users)
             grounder.gamma = tuning["gamma"]
         k = min(judge.k, len(items))
         if k < judge.k:
@@ -558,7 +668,11 @@ class Pipeline:
         if grounder is not None:
             written = divided(
                 len(held_out),
-                lambda mine: grounder.write([held_out.histories[row] for row in mine], settings.batch_size),
+                lambda mine: grounder.write(
+                    [held_out.histories[row] for row in mine],
+                    settings.batch_size,
+                    users=None if vectors is None else vectors[list(mine)],
+                ),
             )
         lists = divided(
             len(held_out),
@@ -569,6 +683,7 @@ class Pipeline:
                 settings.beams,
                 settings.batch_size,
                 written=None if written is None else [written[row] for row in mine],
+                users=None if vectors is None else vectors[list(mine)],
             ),
         )
         seconds = time.perf_counter() - began
@@ -593,7 +708,9 @@ class Pipeline:
         if r.decoding.method != "grounded":
             about["beams"] = max(settings.beams, k)
         if settings.exact_rows and ranker.constrained is not None:
-            about["beam_search"] = self._missed_by_beams(ranker.constrained)
+            about["beam_search"] = self._missed_by_beams(ranker.constrained, users)
+        if vectors is not None:
+            about["gates"] = self._gates(model, vectors)
         if grounder is not None:
             label += f", {r.decoding.method}"
             about["grounding"] = grounder.figures(held_out.histories, written, lists)
@@ -601,7 +718,7 @@ class Pipeline:
         seal(self.run.path, self._injected)
         report = self._report(r.name, label, rankings.item_ids, self.run.path, about)
         self._write_page(self.run.path, report, rankings, training["losses"])
-        write_card(self.run.path, r, report)
+        write_model_card(self.run.path, r, report)
 
     def baseline_entries(self) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
         """Returns all that is measured of each baseline's rankings, and every row's values, after ``baselines``."""
@@ -661,7 +778,7 @@ class Pipeline:
             DataError: As ``read_rankings`` and ``align``.
             RecipeError: If the name cannot be that of a folder.
         """
-        if not name or Path(name).name != name:
+        if name in ("", "..") or Path(name).name != name:
             raise RecipeError(
                 f"The name of judged rankings must be one that a folder can have, got {name!r}."
             )
@@ -693,3 +810,20 @@ class Pipeline:
         print(
             f"Run directory: {self.run.path}  (report: {self.run.path / PAGE}, model card: {self.run.path / CARD})"
         )
+
+
+def _vectors_of(users: Any, held_out: HeldOut, rows: Sequence[int]) -> np.ndarray | None:
+    """Returns the vectors of the users of some rows, None where adapters are the same for everyone."""
+    if users is None:
+        return None
+    histories, names = [held_out.histories[row] for row in rows], [held_out.user_ids[row] for row in rows]
+    return users.of(histories, names)
+
+
+def pipeline_of(recipe: Recipe) -> Pipeline:
+    """Returns the stages of a recipe, which ranks items or predicts clicks (``evaluate.task``)."""
+    if recipe.evaluate.task == "ranking":
+        return Pipeline(recipe)
+    from genrec.click_pipeline import ClickPipeline
+
+    return ClickPipeline(recipe)

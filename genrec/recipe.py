@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import types
 from collections.abc import Iterator, Sequence
 from importlib.resources import files
@@ -16,7 +17,7 @@ from genrec.data_prep import DataSettings
 from genrec.decoding.settings import DecodingSettings
 from genrec.evaluation.protocol import EvaluateSettings
 from genrec.indexing import INDEXERS, IndexSettings
-from genrec.models.settings import GRU4RecSettings, SASRecSettings
+from genrec.models.settings import ClickSettings, GRU4RecSettings, SASRecSettings
 from genrec.tasks.settings import TaskSettings
 from genrec.training.settings import ModelSettings, TrainSettings
 
@@ -42,7 +43,7 @@ class IndexRecipe(IndexSettings):
 
 
 class Recipe(BaseModel):
-    """A whole run: prepare, index, sasrec, gru4rec, train, baselines, evaluate."""
+    """A whole run: prepare, index, sasrec, gru4rec, train, baselines, evaluate; of clicks with a click model first."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -58,6 +59,9 @@ class Recipe(BaseModel):
         default_factory=SASRecSettings, description="SASRec, the baseline that may also teach."
     )
     gru4rec: GRU4RecSettings = Field(default_factory=GRU4RecSettings, description="GRU4Rec, a baseline.")
+    click: ClickSettings = Field(
+        default_factory=ClickSettings, description="The click model of evaluate.task=click."
+    )
     decoding: DecodingSettings = Field(
         default_factory=DecodingSettings, description="How items are found for a history."
     )
@@ -84,8 +88,22 @@ class Recipe(BaseModel):
             )
         return self
 
+    @model_validator(mode="after")
+    def _clicks_are_told_by_a_click_model(self) -> Recipe:
+        clicks, vectors = self.evaluate.task == "click", self.train.reclora.vectors
+        if self.train.personal and (vectors == "click") != clicks:
+            raise ValueError(
+                f"train.reclora.vectors={vectors} with evaluate.task={self.evaluate.task}: a click model's vectors know the item that is "
+                "asked for, and are for evaluate.task=click, which takes no others. Change one of the two"
+            )
+        if clicks and self.train.validate_steps:
+            raise ValueError(
+                "train.validate_steps ranks items, and evaluate.task=click ranks none. Leave it out"
+            )
+        return self
 
-_SEEDED = ("index", "tasks", "train", "sasrec", "gru4rec", "evaluate")
+
+_SEEDED = ("index", "tasks", "train", "sasrec", "gru4rec", "click", "evaluate")
 
 
 def shipped_recipes() -> list[str]:
@@ -135,6 +153,7 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 def parse_recipe(tree: dict[str, Any], overrides: Sequence[str] = ()) -> Recipe:
     """Returns the recipe of a plain dictionary; errors as ``load_recipe``."""
+    tree = copy.deepcopy(tree)  # seeds and overrides go into it
     for override in overrides:
         _override(tree, override)
     return _validate(tree, "the recipe")

@@ -7,7 +7,7 @@ import importlib.metadata
 import platform
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,9 @@ class RunDir:
         return not changed
 
     @contextlib.contextmanager
-    def stage(self, name: str, inputs: Any, outputs: list[str]) -> Iterator[None]:
+    def stage(
+        self, name: str, inputs: Any, outputs: list[str], optional: Sequence[str] = ()
+    ) -> Iterator[None]:
         """Runs a stage in the block and records it when the block ends without an error.
 
         Only the main process touches the folder.
@@ -61,6 +63,7 @@ class RunDir:
             name: Name of the stage.
             inputs: JSON-able value of everything that the outputs depend on.
             outputs: Files and folders, relative to the run, that the stage writes.
+            optional: Those that it writes on some inputs only.
 
         Raises:
             RunError: If the stage ends without having written its outputs.
@@ -68,7 +71,7 @@ class RunDir:
         digest = hash_value(inputs)
         if is_main_process():
             self._forget(name)
-            for output in outputs:
+            for output in (*outputs, *optional):
                 _remove(self.path / output)
         start = time.perf_counter()
         yield
@@ -79,7 +82,7 @@ class RunDir:
             raise RunError(f"The stage {name} ended without writing {', '.join(missing)}.")
         record = {
             "inputs": digest,
-            "outputs": self._hashes(outputs),
+            "outputs": self._hashes([*outputs, *optional]),
             "seconds": round(time.perf_counter() - start, 1),
             "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "versions": versions(),

@@ -15,9 +15,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pa_parquet
 
-from genrec.core.errors import IndexingError, RunError, UnknownItemError, nearest, require
+from genrec.core.errors import IndexingError, RunError, UnknownItemError, nearest
 from genrec.core.files import atomic_path, hash_value, read_json, write_json
+from genrec.core.hub import is_repo_id, pull, push, without_private_paths
 from genrec.data_prep import ItemCatalog, ItemId
+from genrec.indexing.card import write_index_card
 from genrec.indexing.codes import Code, count_symbols, spell_symbols
 from genrec.indexing.quality import code_quality
 from genrec.indexing.settings import IndexSettings
@@ -194,7 +196,7 @@ class ItemIndex:
         return ItemIndex(self.method, codes, report, self.settings, self.state, self.shared, tokens)
 
     def save(self, folder: str | Path) -> None:
-        """Writes ``index.parquet`` (item_id, code) and ``index.json`` (method, settings, report, hash).
+        """Writes ``index.parquet`` (item_id, code), ``index.json`` (method, settings, report, hash) and a card.
 
         What the scheme needs to name later items goes into the Parquet file's metadata.
         """
@@ -221,6 +223,7 @@ class ItemIndex:
             "tokens": dict(zip(self.tokens, self.token_levels, strict=True)) if self._kept_tokens else {},
         }
         write_json(folder / "index.json", about)
+        write_index_card(folder, self)
 
     @classmethod
     def load(cls, folder_or_hub_id: str | Path) -> ItemIndex:
@@ -230,8 +233,9 @@ class ItemIndex:
             RunError: If a file is missing or the codes are not those that were saved.
         """
         folder = Path(folder_or_hub_id)
-        if not folder.is_dir() and str(folder_or_hub_id).count("/") == 1:
-            folder = _download(str(folder_or_hub_id))
+        if not folder.is_dir() and is_repo_id(str(folder_or_hub_id)):
+            wanted = ["index.json", "index.parquet"]
+            folder = pull(str(folder_or_hub_id), "model", "an index", wanted)
         about = read_json(folder / "index.json")
         try:
             table = pa_parquet.read_table(folder / "index.parquet")
@@ -319,30 +323,26 @@ class ItemIndex:
         except IndexingError as error:
             raise IndexingError(f"{path}: {error} Read it with collisions='suffix'.") from error
 
-    def push_to_hub(self, repo_id: str, private: bool = True) -> None:
+    def push_to_hub(self, repo_id: str, private: bool = True, dry_run: bool = False) -> dict[str, int]:
         """Uploads what ``save`` writes to a Hub repository; ``load(repo_id)`` brings it back.
 
         Args:
             repo_id: ``org/name``.
             private: Whether a new repository is private.
+            dry_run: Only say what would go up.
+
+        Returns:
+            ``{file: bytes}``.
+
+        Raises:
+            RunError: As ``genrec.core.hub.push``.
         """
-        hub = require("huggingface_hub", "train")
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch)
             self.save(folder)
-            api = hub.HfApi()
-            api.create_repo(repo_id, private=private, exist_ok=True)
-            api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="genrec item index")
-
-
-def _download(repo_id: str) -> Path:
-    hub = require("huggingface_hub", "train")
-    try:
-        return Path(hub.snapshot_download(repo_id, allow_patterns=["index.json", "index.parquet"]))
-    except Exception as error:  # the client raises many kinds, offline, missing and forbidden among them
-        raise RunError(
-            f"{repo_id!r} is neither a folder nor a Hub repository that can be read "
-            f"({type(error).__name__}). Give the folder of an index, or org/name."
-        ) from error
+            without_private_paths(folder)
+            message = "genrec item index"
+            return push(folder, repo_id, "model", private=private, dry_run=dry_run, message=message)
 
 
 def _number(token: str) -> int:

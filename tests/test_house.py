@@ -14,7 +14,18 @@ import genrec
 
 ROOT = Path(__file__).parents[1]
 LAYERS = ("core", "data_prep", "indexing", "tasks", "models", "training", "decoding", "evaluation", "serving")
-ABOVE = ("recipe", "runs", "pipeline", "check", "cli", "__main__", "__init__", "_version")
+ABOVE = (
+    "recipe",
+    "runs",
+    "pipeline",
+    "click_pipeline",
+    "update",
+    "check",
+    "cli",
+    "__main__",
+    "__init__",
+    "_version",
+)
 HOMES = {"data_prep": ROOT / "data_prep", "indexing": ROOT / "indexing"}
 
 

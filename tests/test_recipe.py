@@ -24,7 +24,10 @@ def test_every_shipped_recipe_is_valid_and_opens_with_what_it_is(name):
         ("trian.epochs=2", "Unknown key 'trian'. Did you mean 'train'"),
         ("epochs=2", "Unknown key 'epochs'. Did you mean 'train.epochs'"),
         ("train.lora_r=0", "train.lora_r: Input should be greater than or equal to 1, got 0"),
-        ("train.adapter=lra", "train.adapter: Input should be 'full', 'lora', 'qlora' or 'dora', got 'lra'"),
+        (
+            "train.adapter=lra",
+            "train.adapter: Input should be 'full', 'lora', 'qlora', 'dora', 'reclora' or 'qreclora', got 'lra'",
+        ),
         ("name.x=1", "Unknown key 'name.x'"),
         ("train.epochs", "written key.path=value"),
         ("train.epochs={", "not valid YAML"),
@@ -96,3 +99,10 @@ def test_recipes_that_name_tasks_as_before_are_read():
     assert recipe.tasks.mixture == {"next_item": 1, "item_to_text": 1}
     assert parse_recipe({"tasks": {"mixture": ["next_item"]}}).tasks == parse_recipe({}).tasks
     assert recipe.tasks.texts.seed == recipe.tasks.seed == recipe.seed
+
+
+def test_a_dictionary_that_recipes_are_made_of_stays_as_it_is():
+    base = {"train": {"epochs": 2}, "tasks": {}}
+    seeds = [parse_recipe({**base, "seed": seed}, ["train.lora_r=4"]).train.seed for seed in (0, 1, 2)]
+    assert seeds == [0, 1, 2]
+    assert base == {"train": {"epochs": 2}, "tasks": {}}

@@ -28,7 +28,7 @@ def test_every_family_is_listed(capsys):
     out = capsys.readouterr().out
     for name, family in load_families().items():
         assert f"{name}  [{family.samples}; {len(family.seen)} templates" in out
-    assert "click  [click; 3 templates + 1 held out]" in out
+    assert "click  [click; 4 templates + 1 held out]" in out
 
 
 def test_a_family_shows_slots_and_templates(capsys):

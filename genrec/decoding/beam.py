@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -103,6 +103,7 @@ class ConstrainedDecoder:
         beams: int | None = None,
         *,
         allow: Sequence[Collection[ItemId] | None] | None = None,
+        users: np.ndarray | None = None,
         scores: Scores = "trained",
         trace: list[BeamLevel] | None = None,
     ) -> list[Ranking]:
@@ -117,12 +118,13 @@ class ConstrainedDecoder:
             exclude: Items that must not come, for each history; None excludes nothing.
             beams: Prefixes kept at each level, at least k; default ``max(k, 20)`` (LC-Rec's width).
             allow: The only items that may come, for each history; None allows all, also of a single history.
+            users: ``(histories, user_size)`` vectors, for a model of personal adapters.
             scores: The convention, see above.
             trace: Receives what was kept at each level.
 
         Raises:
             UnknownItemError: If a history, an exclusion or an allow-list names an unknown item.
-            ModelError: If the model's scores are no numbers.
+            ModelError: If the model's scores are no numbers, or it needs vectors of users and there are none.
         """
         if not histories:
             return []
@@ -130,12 +132,13 @@ class ConstrainedDecoder:
         wanted = _Filter.of(self, len(histories), exclude, allow)
         prompts = [self.renderer.prompt_ids(history) for history in histories]
         # Users who ask the same are answered once.
-        first: dict[tuple[tuple[int, ...], bytes], int] = {}
-        asked = [(tuple(prompt), wanted.key(row)) for row, prompt in enumerate(prompts)]
+        first: dict[tuple[Any, ...], int] = {}
+        who = _keys(users, len(prompts))
+        asked = [(tuple(prompt), who[row], wanted.key(row)) for row, prompt in enumerate(prompts)]
         for row, key in enumerate(asked):
             first.setdefault(key, row)
         rows = list(first.values()) if trace is None else list(range(len(prompts)))
-        read = self._read([prompts[row] for row in rows])
+        read = self._read([prompts[row] for row in rows], None if users is None else users[rows])
         found = self._search(read, wanted.rows(rows), k, width, scores, trace)
         answers = dict(zip(rows, found, strict=True))
         return [
@@ -221,6 +224,7 @@ class ConstrainedDecoder:
         exclude: Sequence[Collection[ItemId]] | None = None,
         *,
         allow: Sequence[Collection[ItemId] | None] | None = None,
+        users: np.ndarray | None = None,
         scores: Scores = "trained",
     ) -> list[ExactRanking]:
         """Returns, for each history, the k best allowed items of the whole catalogue, with proof that none is missing.
@@ -235,6 +239,7 @@ class ConstrainedDecoder:
             k: Items wanted.
             exclude: As ``rank``.
             allow: As ``rank``.
+            users: As ``rank``.
             scores: As ``rank``.
 
         Raises:
@@ -244,7 +249,8 @@ class ConstrainedDecoder:
         wanted = _Filter.of(self, len(histories), exclude, allow)
         found = []
         for row, history in enumerate(histories):
-            read, own = self._read([self.renderer.prompt_ids(history)]), wanted.rows([row])
+            who = None if users is None else users[[row]]
+            read, own = self._read([self.renderer.prompt_ids(history)], who), wanted.rows([row])
             (beams,) = self._search(read, own, k, max(k, 20), scores, None)
             search = _ExactSearch(self, own, k, scores, dict(beams))
             search.run(*read)
@@ -259,6 +265,7 @@ class ConstrainedDecoder:
         exclude: Sequence[Collection[ItemId]] | None = None,
         *,
         allow: Sequence[Collection[ItemId] | None] | None = None,
+        users: np.ndarray | None = None,
         scores: Scores = "trained",
     ) -> list[list[float]]:
         """Returns, for each history, the scores of given items, in their order: those that ``rank_exact`` would give them.
@@ -270,6 +277,7 @@ class ConstrainedDecoder:
             items: To score, for each history.
             exclude: As ``rank``.
             allow: As ``rank``.
+            users: As ``rank``.
             scores: As ``rank``.
 
         Raises:
@@ -286,7 +294,7 @@ class ConstrainedDecoder:
                 self.index.code(item)  # says what is wrong with an unknown one
             asked.append([self._position[item] for item in each])
         paths = {row: _path(trie, int(trie.leaf_of_item[row])) for each in asked for row in set(each)}
-        states, prefixes = self._read([self.renderer.prompt_ids(history) for history in histories])
+        states, prefixes = self._read([self.renderer.prompt_ids(history) for history in histories], users)
         found = []
         for number, wished in enumerate(asked):
             own, one = wanted.rows([number]), torch.tensor([number], device=self.device)
@@ -344,6 +352,7 @@ class ConstrainedDecoder:
         exclude: Sequence[Collection[ItemId]] | None = None,
         widths: Sequence[int] = (20, 50, 100),
         label: str = "exact search",
+        users: np.ndarray | None = None,
     ) -> dict[str, float]:
         """Returns how often beam search of a width misses an item that ``rank_exact`` finds.
 
@@ -356,17 +365,19 @@ class ConstrainedDecoder:
             exclude: As ``rank``.
             widths: Of beam search, each at least k.
             label: Of the progress bar; an empty one shows none.
+            users: As ``rank``.
         """
         missed = {width: np.zeros((len(histories), 2)) for width in widths}
         opened = []
         rows: Iterable[int] = range(len(histories))
         for row in progress(rows, len(histories), label) if label else rows:
             history, out = [histories[row]], None if exclude is None else [exclude[row]]
-            (exact,) = self.rank_exact(history, k, out)
+            who = None if users is None else users[[row]]
+            (exact,) = self.rank_exact(history, k, out, users=who)
             best = {item for item, _ in exact.ranking}
             opened.append(exact.opened)
             for width in widths:
-                (found,) = self.rank(history, k, out, width)
+                (found,) = self.rank(history, k, out, width, users=who)
                 missed[width][row] = len(best - {item for item, _ in found}), len(best)
         about = {"users": float(len(histories)), "k": float(k), "prefixes": float(np.mean(opened))}
         for width, counts in missed.items():
@@ -383,6 +394,7 @@ class ConstrainedDecoder:
         batch_size: int = 32,
         *,
         allow: Iterable[Collection[ItemId] | None] | None = None,
+        users: Iterable[np.ndarray] | None = None,
         scores: Scores = "trained",
     ) -> Iterator[Ranking]:
         """Yields ``rank`` of any number of histories, in their order, in batches of near lengths.
@@ -391,10 +403,12 @@ class ConstrainedDecoder:
         """
         source, out = iter(histories), None if exclude is None else iter(exclude)
         only = None if allow is None else iter(allow)
+        who = None if users is None else iter(users)
         size = batch_size * BATCHES_AT_ONCE
         while held := list(islice(source, size)):
             held_out = None if out is None else list(islice(out, size))
             held_only = None if only is None else list(islice(only, size))
+            held_users = None if who is None else np.stack(list(islice(who, size)))
             order = np.argsort([len(history) for history in held], kind="stable").tolist()
             results: dict[int, Ranking] = {}
             for start in range(0, len(order), batch_size):
@@ -405,6 +419,7 @@ class ConstrainedDecoder:
                     None if held_out is None else [held_out[row] for row in rows],
                     beams,
                     allow=None if held_only is None else [held_only[row] for row in rows],
+                    users=None if held_users is None else held_users[rows],
                     scores=scores,
                 )
                 results.update(zip(rows, found, strict=True))
@@ -420,6 +435,7 @@ class ConstrainedDecoder:
         label: str = "ranking",
         *,
         allow: Sequence[Collection[ItemId] | None] | None = None,
+        users: np.ndarray | None = None,
         scores: Scores = "trained",
     ) -> list[Ranking]:
         """Returns ``rank`` of any number of histories, divided among the processes of ``accelerate launch``.
@@ -434,6 +450,7 @@ class ConstrainedDecoder:
             batch_size: Histories that are ranked at once.
             label: Of the progress bar; an empty one shows none.
             allow: As ``rank``.
+            users: As ``rank``.
             scores: As ``rank``.
         """
 
@@ -445,6 +462,7 @@ class ConstrainedDecoder:
                 beams,
                 batch_size,
                 allow=None if allow is None else (allow[row] for row in rows),
+                users=None if users is None else (users[row] for row in rows),
                 scores=scores,
             )
             return progress(found, len(rows), label) if label else found
@@ -452,18 +470,24 @@ class ConstrainedDecoder:
         return divided(len(histories), work)
 
     @torch.inference_mode()
-    def _read(self, prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, Prefixes]:
-        """Returns what the model says of each prompt; equal ones are read once."""
-        first = {tuple(prompt): row for row, prompt in reversed(list(enumerate(prompts)))}
+    def _read(
+        self, prompts: Sequence[Sequence[int]], users: np.ndarray | None = None
+    ) -> tuple[torch.Tensor, Prefixes]:
+        """Returns what the model says of each prompt; equal ones of one user are read once."""
+        keys = list(zip(map(tuple, prompts), _keys(users, len(prompts)), strict=True))
+        first = {key: row for row, key in reversed(list(enumerate(keys)))}
         rows = sorted(first.values())
-        words = None
+        words = who = None
         if self.model.whole_words is not None:
             words = [self.renderer.whole_word_ids(prompts[row]) for row in rows]
-        states, prefixes = self.model.read([prompts[row] for row in rows], words, keep=self.depth > 1)
+        if users is not None:
+            who = torch.from_numpy(users[rows]).to(self.device)
+        asked = [prompts[row] for row in rows]
+        states, prefixes = self.model.read(asked, words, keep=self.depth > 1, users=who)
         if len(rows) == len(prompts):
             return states, prefixes
         place = {row: number for number, row in enumerate(rows)}
-        of = torch.tensor([place[first[tuple(prompt)]] for prompt in prompts], device=self.device)
+        of = torch.tensor([place[first[key]] for key in keys], device=self.device)
         return states[of], prefixes.select(of)
 
     def _inner(self, nodes: torch.Tensor) -> torch.Tensor:
@@ -662,6 +686,11 @@ class _ExactSearch:
             if part.stop < min(start + AT_ONCE, len(nodes)):
                 self.best_unopened = max(self.best_unopened, float(flat[part.stop]))
                 break
+
+
+def _keys(users: np.ndarray | None, num: int) -> list[bytes]:
+    """Returns what is equal for equal users."""
+    return [b""] * num if users is None else [vector.tobytes() for vector in users]
 
 
 def _path(trie: ItemTrie, leaf: int) -> list[int]:

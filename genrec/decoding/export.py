@@ -20,6 +20,7 @@ from genrec.models.recommender_model import RecommenderModel, SoftmaxOver
 from genrec.tasks import Renderer
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedTokenizerBase
 
 Engine = Literal["transformers", "vllm", "sglang"]
@@ -229,6 +230,7 @@ def write_export(
     items: ItemCatalog,
     engine: Engine = "transformers",
     dtype: Dtype = "auto",
+    user: torch.Tensor | None = None,
 ) -> None:
     """Writes a folder that an engine serves, whole or not at all: model, tokenizer, items, and a README for the engine.
 
@@ -241,6 +243,7 @@ def write_export(
         items: Titles.
         engine: What the README is about.
         dtype: As ``RecommenderModel.merge_and_save``.
+        user: As ``RecommenderModel.merge_and_save``.
 
     Raises:
         ModelError: If the engine is unknown, the tokenizer has no end token, or the model cannot be merged.
@@ -273,7 +276,7 @@ def write_export(
         decoder_start_token_id=model.decoder_start,
     )
     with atomic_path(folder) as part:
-        model.merge_and_save(part, dtype)
+        model.merge_and_save(part, dtype, user)
         # Not by its own save, which refuses top_k=0 beside do_sample=False; an engine that samples reads it.
         write_json(part / "generation_config.json", neutral.to_diff_dict() | _explicit(neutral))
         exported.write(part)

@@ -69,6 +69,7 @@ class Ranker:
         method: Method | None = None,
         allow: Sequence[Collection[ItemId] | None] | None = None,
         written: Sequence[Written] | None = None,
+        users: np.ndarray | None = None,
     ) -> list[Ranking]:
         """Returns, for each history, the ``min(k, allowed items)`` best items with their scores, best first.
 
@@ -84,6 +85,7 @@ class Ranker:
             method: Default is that of the settings.
             allow: The only items that may come, for each history; None allows all, also of a single history.
             written: From ``Grounder.write`` for these histories, where it is there already.
+            users: ``(histories, user_size)`` vectors, for a model of personal adapters.
 
         Raises:
             RunError: If the model cannot be asked in this way.
@@ -105,7 +107,7 @@ class Ranker:
                 asked = [[item for item in each if item in codes] for each in histories]
                 out = exclude and [[item for item in each if item in codes] for each in exclude]
             found: Iterable[Ranking] = self.constrained.stream(
-                asked, depth, out, beams, batch_size, allow=allow
+                asked, depth, out, beams, batch_size, allow=allow, users=users
             )
             lists.append(list(progress(found, len(asked), label) if label else found))
         if method != "constrained":
@@ -115,7 +117,7 @@ class Ranker:
                     "title of the next item. Use method='constrained', or train with bigrec in tasks.mixture."
                 )
             if written is None:
-                written = self.grounder.write(histories, batch_size, label and "writing")
+                written = self.grounder.write(histories, batch_size, label and "writing", users)
             lists.append(self.grounder.match(histories, written, depth, self._left_out(exclude, allow)))
         if len(lists) == 1:
             return lists[0]

@@ -151,7 +151,11 @@ class Grounder:
         self._start = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=len(self.vectors)))])
 
     def write(
-        self, histories: Sequence[Sequence[ItemId]], batch_size: int = 32, label: str = "writing"
+        self,
+        histories: Sequence[Sequence[ItemId]],
+        batch_size: int = 32,
+        label: str = "writing",
+        users: np.ndarray | None = None,
     ) -> list[Written]:
         """Returns what the model writes after each history, in batches of near lengths, behind a progress bar of this label.
 
@@ -159,6 +163,7 @@ class Grounder:
             histories: Items each user took, oldest first; may be empty.
             batch_size: Histories at a time.
             label: An empty one shows no bar.
+            users: ``(histories, user_size)`` vectors, for a model of personal adapters.
 
         Raises:
             UnknownItemError: If an item is not in the catalogue.
@@ -169,7 +174,10 @@ class Grounder:
         steps = (order[start : start + batch_size] for start in starts)
         found: list[Written] = [Written([], [])] * len(order)
         for rows in progress(steps, len(starts), label) if label else steps:
-            for row, written in zip(rows, self._generate([prompts[row] for row in rows]), strict=True):
+            asked = [prompts[row] for row in rows]
+            with self.model.answering(None if users is None else torch.from_numpy(users[rows])):
+                found_here = self._generate(asked)
+            for row, written in zip(rows, found_here, strict=True):
                 found[row] = written
         return found
 
@@ -410,6 +418,11 @@ def model_encoder(model: RecommenderModel, renderer: Renderer, tuned: bool, pool
         raise ModelError(
             "encoder=base is the backbone as it was before training, and train.adapter=full trains all of it. Set "
             "decoding.grounding.encoder to tuned, or to a text encoder such as minilm."
+        )
+    if tuned and model.user_size is not None:
+        raise ModelError(
+            "encoder=tuned gives every title one vector, and the adapters of this model are made for each user. Set "
+            "decoding.grounding.encoder to base, or to a text encoder such as minilm."
         )
     about = {
         key: model.about.get(key) for key in ("backbone", "layers", "shape", "dtype", "double_quantisation")

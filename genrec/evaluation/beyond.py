@@ -483,17 +483,34 @@ def probability_metrics(labels: np.ndarray, probabilities: np.ndarray, bins: int
             1, or a probability is outside [0, 1].
         RecipeError: If there is no bin.
     """
-    if bins < 1:
-        raise RecipeError(f"ECE needs a bin at least; got {bins} bins.")
     labels, probabilities = labelled(labels, probabilities)
-    _, group, size = np.unique(probabilities, return_inverse=True, return_counts=True)
-    twice_middle = 2 * (np.cumsum(size) - size) + size - 1
-    own = (bins * twice_middle // (2 * len(labels)))[group]
-    gap = np.bincount(own, labels - probabilities)
+    gap = np.bincount(_bins(probabilities, bins), labels - probabilities)
     return {
         "Brier": float(np.mean((probabilities - labels) ** 2)),
         "ECE": float(np.abs(gap).sum() / len(labels)),
     }
+
+
+def reliability(labels: np.ndarray, probabilities: np.ndarray, bins: int = 10) -> list[tuple[float, float]]:
+    """Returns the mean probability and the mean label of each bin of ECE that is not empty, by rising probability.
+
+    Arguments and errors as ``probability_metrics``.
+    """
+    labels, probabilities = labelled(labels, probabilities)
+    own = _bins(probabilities, bins)
+    return [
+        (float(probabilities[own == each].mean()), float(labels[own == each].mean()))
+        for each in np.unique(own)
+    ]
+
+
+def _bins(probabilities: np.ndarray, bins: int) -> np.ndarray:
+    """Returns the bin of each example, equal probabilities in one."""
+    if bins < 1:
+        raise RecipeError(f"ECE needs a bin at least; got {bins} bins.")
+    _, group, size = np.unique(probabilities, return_inverse=True, return_counts=True)
+    twice_middle = 2 * (np.cumsum(size) - size) + size - 1
+    return (bins * twice_middle // (2 * len(probabilities)))[group]
 
 
 def _stretches(

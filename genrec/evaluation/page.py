@@ -43,6 +43,8 @@ from genrec.core.page import (
     to_svg,
     write_html,
 )
+from genrec.evaluation.click import CLICK_METRICS, FALLING, click_protocol
+from genrec.evaluation.gates import gate_section
 from genrec.evaluation.metrics import RANKING_METRICS
 from genrec.evaluation.report import beam_line
 from genrec.evaluation.slices import FEW_USERS
@@ -114,6 +116,7 @@ def write_page(
             section("Accuracy by length of the list", _metric_at_k(models)),
             section("Who is served well", _slices(models)),
             section("What gets recommended", _bias(models)),
+            gate_section(report.get("gates")),
             section("Learning", _curves(models, curve)),
             section("Examples", _examples(examples)),
             section("Details", _other_measures(models) + _tuning(models) + _made_with(report)),
@@ -164,6 +167,98 @@ def write_comparison(path: Path, comparison: dict[str, Any]) -> None:
         ]
     name = f"{len(models)} run{'s' * (len(models) != 1)} compared"
     write_html(path, name, "Comparison", _protocol(protocol, None), sections, **_end(comparison))
+
+
+def write_click_page(path: Path, report: dict[str, Any], *, curve: Sequence[tuple[int, float]] = ()) -> None:
+    """Writes the page of a run that predicts clicks, whole or not at all.
+
+    Args:
+        path: The HTML file.
+        report: What its ``metrics.json`` holds.
+        curve: ``(step, loss)`` of training.
+
+    Raises:
+        MissingExtraError: If matplotlib is not installed.
+        RunError: If the file system refuses.
+    """
+    entries = {"model": report["model"], **report["baselines"]}
+    models = _distinct(
+        [_Model(key, entry["name"], entry, place) for place, (key, entry) in enumerate(entries.items())]
+    )
+    own = models[0]
+    with plain_style():
+        numbers = tiles(
+            (
+                name,
+                number(own.value(name)),
+                f"95% interval {_interval(own.interval(name))}" if own.interval(name) else "",
+            )
+            for name in CLICK_METRICS
+        )
+        sections = [
+            _banner(report["protocol"]),
+            f'<div class="summary">{numbers}</div>',
+            section("Every model", _click_metric_table(models)),
+            section("Is the difference real?", _tests(models, report["tests"], "model")),
+            section("Can probabilities be trusted?", _calibration(models)),
+            gate_section(report.get("gates")),
+            section("Learning", _curves(models, curve, "AUC")),
+            section("Details", _tuning(models) + _made_with(report)),
+        ]
+    write_html(
+        path,
+        str(report["run"]),
+        "Prediction of clicks",
+        escaped(click_protocol(report)),
+        sections,
+        **_end(report),
+    )
+
+
+def _click_metric_table(models: Sequence[_Model]) -> str:
+    best = {
+        name: (min if name in FALLING else max)(
+            value for model in models if (value := model.value(name)) is not None
+        )
+        for name in CLICK_METRICS
+    }
+    lines = []
+    for model in sorted(models, key=lambda model: -(model.value("AUC") or 0.0)):
+        note = "<small>this run</small>" if model.key == "model" else ""
+        cells = [f'<th scope="row">{model.label}{note}</th>']
+        for name in CLICK_METRICS:
+            shown = number(model.value(name))
+            shown = f"<strong>{shown}</strong>" if model.value(name) == best[name] else shown
+            cells.append(f"<td>{shown}{_beneath(model.interval(name))}</td>")
+        lines.append(table_row(cells, model.key == "model"))
+    head = head_row(("Model", *CLICK_METRICS))
+    return (
+        scroll_table(head, f"<tbody>{''.join(lines)}</tbody>", "Metrics of every model", "metrics")
+        + '<p class="note">Ordered by AUC; bold is the best of a column, the lowest of LogLoss and ECE (distance between what is said and what is so). Beneath a '
+        "value its 95% interval over users.</p>"
+    )
+
+
+def _calibration(models: Sequence[_Model]) -> str:
+    """Returns a plot a model: the share of yes in ten groups of rows by the probability that was said."""
+    figures = []
+    for model in models:
+        points = np.array(model.entry["reliability"])
+        figure, axes = new_axes(300, 240, (50, 12, 12, 42), "y")
+        axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1)
+        axes.plot(*points.T, color=FIRST, linewidth=1.8, marker="o", markersize=4)
+        axes.set_xlim(-0.02, 1.02)
+        axes.set_ylim(-0.02, 1.02)
+        axes.set_xlabel("probability said", color=MUTED)
+        error = f"ECE {number(model.value('ECE'))}"
+        figures.append(
+            captioned(to_svg(figure, f"{model.name}: {error}"), f"{model.label}<span>{error}</span>")
+        )
+    note = (
+        "Rows in ten groups of equal size by the probability of yes: across, its mean; upwards, the share that said yes. On the grey line "
+        "both are the same."
+    )
+    return f'<div class="plots">{"".join(figures)}</div><p class="note">{note}</p>'
 
 
 def _end(report: Mapping[str, Any]) -> dict[str, Any]:
@@ -432,7 +527,7 @@ class _Test:
         p = self.p if self.p_holm is None else self.p_holm
         if p is None or self.difference is None or p >= SIGNIFICANT or self.difference == 0:
             return "not told apart"
-        return "ahead" if self.difference > 0 else "behind"
+        return "ahead" if (self.difference > 0) != (self.metric in FALLING) else "behind"
 
 
 def _tests(models: Sequence[_Model], tests: Sequence[Mapping[str, Any]], own: str | None) -> str:
@@ -793,10 +888,11 @@ def _slice_table(
     )
 
 
-def _curves(models: Sequence[_Model], curve: Sequence[tuple[int, float]]) -> str:
+def _curves(models: Sequence[_Model], curve: Sequence[tuple[int, float]], metric: str = "NDCG@10") -> str:
     figures, notes = [], []
     drawn = [("Training loss", "step", curve)] + [
-        (f"{model.label}: NDCG@10 on validation", "epoch", model.entry.get("curve") or ()) for model in models
+        (f"{model.label}: {metric} on validation", "epoch", model.entry.get("curve") or ())
+        for model in models
     ]
     for title, unit, points in drawn:
         kept = np.array([point for point in points if math.isfinite(point[1])], np.float64).reshape(-1, 2)

@@ -40,6 +40,16 @@ class EvaluateSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    task: Literal["ranking", "click"] = Field(
+        "ranking",
+        description="ranking: the next items out of the catalogue. click: yes or no to one item (docs/click.md); of the keys below on, "
+        "max_rows, baselines, search, resamples, batch_size and seed count.",
+    )
+    max_rows: int | None = Field(
+        None,
+        ge=1,
+        description="task=click: most rows that are measured, drawn by the seed, the same for every model; null is all.",
+    )
     on: Literal["test", "valid"] = Field(
         "test", description="Held-out items that are ranked; choose settings on valid, report on test once."
     )
@@ -71,7 +81,7 @@ class EvaluateSettings(BaseModel):
     baselines: tuple[str, ...] = Field(
         ("popularity", "sasrec"),
         description="Baselines beside the model: popularity, recent_popularity, item_knn, ease, implicit_als, "
-        "gru4rec, sasrec.",
+        "gru4rec, sasrec. task=click: constant, logistic_regression, deepfm, autoint, dcnv2.",
     )
     search: dict[str, dict[str, list[Any]]] = Field(
         default_factory=dict,

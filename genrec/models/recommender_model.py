@@ -5,14 +5,15 @@ from __future__ import annotations
 import copy
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -29,10 +30,11 @@ from genrec.core.processes import process_state
 from genrec.indexing import ItemIndex
 from genrec.models.backbone import Dtype, load_backbone, quiet, resolve_dtype
 from genrec.models.loss import cross_entropy
+from genrec.models.reclora import RecLoraConfig, RecLoraLinear
 from genrec.models.settings import NewModelSettings
 from genrec.models.vocabulary import ExtendedEmbedding, extend_vocabulary, join_vocabulary, new_rows
 
-Adapter = Literal["full", "lora", "qlora", "dora"]
+Adapter = Literal["full", "lora", "qlora", "dora", "reclora", "qreclora"]
 SoftmaxOver = Literal["level", "vocabulary"]
 
 ABOUT_FILE = "genrec_model.json"
@@ -62,6 +64,7 @@ class Prefixes:
         num_shared: Tokens of beams in such a row.
         level: Tokens of each beam.
         encoded: ``(rows, length, width)`` states of an encoder, or None.
+        users: ``(prompts, width)`` vectors of the users who are answered, or None.
     """
 
     cache: Any
@@ -72,6 +75,7 @@ class Prefixes:
     num_shared: int = 0
     level: int = 0
     encoded: torch.Tensor | None = None
+    users: torch.Tensor | None = None
 
     def select(self, prompts: torch.Tensor) -> Prefixes:
         """Returns what was read of these prompts, any of them any number of times, in this order."""
@@ -85,6 +89,7 @@ class Prefixes:
             lengths=self.lengths[prompts],
             paths=None if self.paths is None else self.paths[prompts],
             encoded=None if self.encoded is None else self.encoded[rows.flatten()],
+            users=None if self.users is None else self.users[prompts],
         )
 
 
@@ -155,7 +160,7 @@ class RecommenderModel(nn.Module):
             with warnings.catch_warnings():
                 # peft 0.21 asks transformers 5.23 for a property under its old name.
                 warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
-                self.peft = get_peft_model(backbone, LoraConfig(**about["lora"]))
+                self.peft = get_peft_model(backbone, _adapter_config(about))
         self.backbone = backbone
         self._no_split_modules = backbone._no_split_modules  # the layers by which FSDP divides a model
         for row in self._rows().values():
@@ -178,6 +183,7 @@ class RecommenderModel(nn.Module):
         lora_dropout: float = 0.0,
         lora_targets: Sequence[str] = (),
         lora_options: Mapping[str, Any] | None = None,
+        reclora: Mapping[str, Any] | None = None,
         double_quantisation: bool = False,
         softmax_over: SoftmaxOver = "level",
         data_sha256: str | None = None,
@@ -195,12 +201,14 @@ class RecommenderModel(nn.Module):
             new: The size of a new backbone, else None.
             adapter: ``"full"`` trains every weight; ``"lora"`` (Hu et al., 2021) and ``"dora"`` (Liu et al., 2024) a small
                 adapter beside linear layers of the body; ``"qlora"`` (Dettmers et al., 2023) a LoRA beside a backbone that
-                was loaded in 4 bits.
-            lora_r: Rank.
+                was loaded in 4 bits; ``"reclora"`` (Zhu et al., 2024) an adapter for each user, mixed from a few
+                (``genrec.models.reclora``), and ``"qreclora"`` such beside a backbone in 4 bits.
+            lora_r: Rank; of RecLoRA that of each expert, with ``slices`` of all together.
             lora_alpha: Scale is ``lora_alpha / lora_r``.
             lora_dropout: Dropout on the adapter's input, in [0, 1).
             lora_targets: Names of the linear layers that get an adapter, such as ``q_proj``; none is all of the body.
             lora_options: Further arguments of ``LoraConfig``, such as ``use_rslora``.
+            reclora: Those of ``RecLoraConfig`` that a LoRA has not, ``user_size`` among them.
             double_quantisation: As the backbone was loaded.
             softmax_over: Among what an identifier token is predicted, see ``level_log_probs``.
             data_sha256: Of the prepared data that it will be trained on, if known.
@@ -208,7 +216,7 @@ class RecommenderModel(nn.Module):
 
         Raises:
             ModelError: If whole words are asked for and there is no encoder, a target is no linear layer of the body, or
-                the backbone is in 4 bits for another adapter than ``"qlora"``, or not in 4 bits for that one.
+                the backbone is in 4 bits for another adapter than ``"qlora"`` and ``"qreclora"``, or not in 4 bits for these.
         """
         if whole_words and not backbone.config.is_encoder_decoder:
             raise ModelError(
@@ -227,19 +235,25 @@ class RecommenderModel(nn.Module):
         }
         if new is not None:
             about["new"] = new.model_dump()
-        if (adapter == "qlora") != _is_four_bit(backbone):
+        four_bit = adapter in ("qlora", "qreclora")
+        if four_bit != _is_four_bit(backbone):
             raise ModelError(
                 f"The backbone {name} is {'' if _is_four_bit(backbone) else 'not '}in 4 bits, and adapter is {adapter!r}. "
-                "Load it with load_backbone(..., four_bit=True) for 'qlora', and without for the others."
+                "Load it with load_backbone(..., four_bit=True) for 'qlora' and 'qreclora', and without for the others."
             )
-        if adapter == "qlora":
+        if four_bit:
             about["double_quantisation"] = double_quantisation
         if adapter != "full":
-            about["lora"] = {
+            shape = {
                 "r": lora_r,
                 "lora_alpha": lora_alpha,
                 "lora_dropout": lora_dropout,
                 "target_modules": _targets(backbone, name, lora_targets),
+            }
+            if adapter.endswith("reclora"):
+                about["reclora"] = shape | dict(reclora or {})
+                return cls(backbone, tokenizer, index, about, rows)
+            about["lora"] = shape | {
                 "use_dora": adapter == "dora",
                 # Where it is not so for every layer, peft corrects it for each by itself.
                 "fan_in_fan_out": any(isinstance(layer, Conv1D) for layer in backbone.modules()),
@@ -279,6 +293,26 @@ class RecommenderModel(nn.Module):
             )
 
     @property
+    def user_size(self) -> int | None:
+        """Width of the vectors of users that it answers, None where it answers all alike."""
+        return self.about["reclora"].get("user_size") if "reclora" in self.about else None
+
+    @contextmanager
+    def answering(self, users: torch.Tensor | None) -> Iterator[None]:
+        """Within it adapters are those of these users, ``(rows, user_size)``; of a model without personal ones nothing changes."""
+        if self.user_size is None:
+            yield
+            return
+        if users is None:
+            raise ModelError(
+                f"This model's adapters are made for each user, and no vectors of users came. Give one of width {self.user_size} "
+                "for each row."
+            )
+        assert self.peft is not None
+        with cast(Any, self.peft).users(users):
+            yield
+
+    @property
     def num_trainable(self) -> int:
         """Number of weights that training changes."""
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
@@ -307,6 +341,7 @@ class RecommenderModel(nn.Module):
         attention_mask: torch.Tensor,
         decoder_input_ids: torch.Tensor | None = None,
         whole_words: torch.Tensor | None = None,
+        user_vectors: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Returns ``(batch, length, width)`` states from which the output layer predicts, without any logits.
 
@@ -315,14 +350,16 @@ class RecommenderModel(nn.Module):
             attention_mask: ``(batch, length)``, 0 at padding.
             decoder_input_ids: ``(batch, decoder length)``, ``decoder_start`` first; whose states are returned.
             whole_words: ``(batch, length)`` numbers of words, for a model with ``whole_words``.
+            user_vectors: ``(batch, user_size)``, for a model of personal adapters.
         """
-        if not self.is_encoder_decoder:
-            output = self.backbone.base_model(
-                input_ids=input_ids, attention_mask=attention_mask, use_cache=False
-            )
-            return self._scaled(output.last_hidden_state)
-        encoded = self._encode(input_ids, attention_mask, whole_words)
-        return self._decode(decoder_input_ids, encoded, attention_mask)[0]
+        with self.answering(user_vectors):
+            if not self.is_encoder_decoder:
+                output = self.backbone.base_model(
+                    input_ids=input_ids, attention_mask=attention_mask, use_cache=False
+                )
+                return self._scaled(output.last_hidden_state)
+            encoded = self._encode(input_ids, attention_mask, whole_words)
+            return self._decode(decoder_input_ids, encoded, attention_mask)[0]
 
     def _encode(
         self, ids: torch.Tensor, mask: torch.Tensor, whole_words: torch.Tensor | None
@@ -359,16 +396,26 @@ class RecommenderModel(nn.Module):
         prompts: Sequence[Sequence[int]],
         whole_words: Sequence[Sequence[int]] | None = None,
         keep: bool = True,
+        users: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, Prefixes]:
         """Returns ``(prompts, 1, width)`` states from which the first answered token is predicted, and where to go on.
 
-        A decoder reads what all prompts begin with once, and then the rest of each.
+        A decoder reads what all prompts begin with once, and then the rest of each; one of personal adapters makes
+        something else of it for each user, and reads all of each.
 
         Args:
             prompts: Token ids, from ``Renderer.prompt_ids``.
             whole_words: Of the same lengths, for a model with ``whole_words``.
             keep: Whether ``go_on`` will be called.
+            users: ``(prompts, user_size)`` vectors, for a model of personal adapters.
         """
+        with self.answering(users):
+            states, prefixes = self._read(prompts, whole_words, keep)
+        return states, replace(prefixes, users=users)
+
+    def _read(
+        self, prompts: Sequence[Sequence[int]], whole_words: Sequence[Sequence[int]] | None, keep: bool
+    ) -> tuple[torch.Tensor, Prefixes]:
         device = self.token_level.device
         # On the left before a decoder: a layer that sees a window of the last tokens (Mistral's, Gemma's) would see
         # padding in it otherwise, and nothing of a short prompt beside a long one.
@@ -385,7 +432,7 @@ class RecommenderModel(nn.Module):
             return states, Prefixes(cache, mask, lengths, encoded=encoded)
         positions = (mask.cumsum(1) - 1).clamp(min=0)
         windowless = self._fits_windows(ids.shape[1] + self._depth)
-        shared = _common_beginning(prompts) if windowless else 0
+        shared = _common_beginning(prompts) if windowless and self.user_size is None else 0
         cache = self._cache(windowless) if keep or shared >= SHARED_TOKENS else None
         if shared >= SHARED_TOKENS:
             first = torch.tensor([prompts[0][:shared]], device=device)
@@ -421,6 +468,12 @@ class RecommenderModel(nn.Module):
             tokens: ``(prompts, beams)`` ids.
             share: Whether beams share rows; None decides.
         """
+        with self.answering(prefixes.users):
+            return self._go_on(prefixes, parents, tokens, share)
+
+    def _go_on(
+        self, prefixes: Prefixes, parents: torch.Tensor, tokens: torch.Tensor, share: bool | None
+    ) -> tuple[torch.Tensor, Prefixes]:
         p, (num_prompts, num_beams) = prefixes, parents.shape
         device = tokens.device
         if share is None:
@@ -479,6 +532,27 @@ class RecommenderModel(nn.Module):
         grown = replace(p, cache=cache, num_beams=num_beams, level=p.level + 1, encoded=encoded)
         return states.view(num_prompts, num_beams, -1), grown
 
+    @torch.inference_mode()
+    def choose(
+        self,
+        prompts: Sequence[Sequence[int]],
+        tokens: Sequence[int],
+        user_vectors: torch.Tensor | None = None,
+        whole_words: Sequence[Sequence[int]] | None = None,
+    ) -> torch.Tensor:
+        """Returns ``(prompts, tokens)`` log-probabilities of some tokens as the first of the answer, among these alone.
+
+        Args:
+            prompts: As ``read``.
+            tokens: Ids of words, such as those of yes and no.
+            user_vectors: As ``read``.
+            whole_words: As ``read``.
+        """
+        states, _ = self.read(prompts, whole_words, keep=False, users=user_vectors)
+        head = self.backbone.get_output_embeddings()
+        scores = self._capped(head.base(states[:, 0])[:, list(tokens)].float())
+        return scores.log_softmax(-1)
+
     def _fits_windows(self, length: int) -> bool:
         """Returns whether every layer sees all of so many tokens, as far as the model's configuration says."""
         layers = DynamicCache(config=self.backbone.config).layers
@@ -508,12 +582,13 @@ class RecommenderModel(nn.Module):
         first, last = self.first_id, self.first_id + len(self.token_level) - 1
         device = self.token_level.device
         parents, tokens = torch.tensor([[0, 1]], device=device), torch.tensor([[first, last]], device=device)
+        users = None if self.user_size is None else torch.zeros(2, self.user_size, device=device)
         states, training = [], self.training
         self.eval()  # dropout would tell any two passes apart
         try:
             for share in (True, False):
                 try:
-                    _, prefixes = self.read([[last, first, first, last], [first, last]])
+                    _, prefixes = self.read([[last, first, first, last], [first, last]], users=users)
                     for step in (parents * 0, 1 - parents):
                         found, prefixes = self.go_on(
                             prefixes, step.expand(2, -1), tokens.expand(2, -1), share
@@ -608,6 +683,7 @@ class RecommenderModel(nn.Module):
         soft_weight: float = 0.0,
         decoder_input_ids: torch.Tensor | None = None,
         whole_words: torch.Tensor | None = None,
+        user_vectors: torch.Tensor | None = None,
         **_: Any,
     ) -> dict[str, torch.Tensor]:
         """Returns ``{"loss": ...}``, the mean over labels of the negative log-probability.
@@ -627,8 +703,9 @@ class RecommenderModel(nn.Module):
             soft_weight: Share of the cross-entropy to the teacher in the loss of identifier labels.
             decoder_input_ids: As ``states``.
             whole_words: As ``states``.
+            user_vectors: As ``states``.
         """
-        states = self.states(input_ids, attention_mask, decoder_input_ids, whole_words)
+        states = self.states(input_ids, attention_mask, decoder_input_ids, whole_words, user_vectors)
         learned = labels[:, 1:] != -100
         states, targets = states[:, :-1][learned], labels[:, 1:][learned]
         identifier = targets >= self.first_id
@@ -723,7 +800,9 @@ class RecommenderModel(nn.Module):
             (part / ABOUT_FILE).write_text(json.dumps(self.about, indent=2) + "\n")
 
     @torch.no_grad()
-    def merge_and_save(self, folder: str | Path, dtype: Dtype = "auto") -> None:
+    def merge_and_save(
+        self, folder: str | Path, dtype: Dtype = "auto", user: torch.Tensor | None = None
+    ) -> None:
         """Writes an ordinary transformers folder: adapter in the weights, identifier rows in embedding and output layer.
 
         ``AutoModelForCausalLM`` or ``AutoModelForSeq2SeqLM`` and ``AutoTokenizer`` open it without genrec. 4-bit
@@ -732,9 +811,11 @@ class RecommenderModel(nn.Module):
         Args:
             folder: Is written whole or not at all.
             dtype: Type of the written weights; ``"auto"`` is that of the frozen ones. Sums are made in float32.
+            user: ``(user_size,)`` vector of the one user whose model is written, where adapters are personal.
 
         Raises:
-            ModelError: If the model has whole-word vectors, for which such a folder has no place.
+            ModelError: If the model has whole-word vectors, for which such a folder has no place, or adapters are personal and
+                no user is given.
             RunError: If the disk refuses.
         """
         if self.whole_words is not None:
@@ -742,16 +823,23 @@ class RecommenderModel(nn.Module):
                 "A model with model.whole_words=true cannot be merged: the vectors of its words are added to the tokens' by "
                 "genrec, and an ordinary transformers model has no place for them. Use it through genrec."
             )
+        if self.user_size is not None and user is None:
+            raise ModelError(
+                "An ordinary transformers model is the same for everyone, and the adapters of this one are made for each user. "
+                "Say for whom it shall be written."
+            )
         # Both at once, so that the adapter's layers stay those of the backbone.
         backbone, adapter = copy.deepcopy((self.backbone, self.peft))
-        if _is_four_bit(backbone):
-            _dequantise(backbone)
-        backbone.float()
-        join_vocabulary(backbone)
-        if adapter is not None:
-            tied = backbone.config.tie_word_embeddings
-            backbone = cast(PreTrainedModel, adapter.merge_and_unload())
-            backbone.config.tie_word_embeddings = tied  # peft changes it for what it does not see tied
+        of_user = nullcontext() if user is None or adapter is None else cast(Any, adapter).users(user[None])
+        with of_user:
+            if _is_four_bit(backbone):
+                _dequantise(backbone)
+            backbone.float()
+            join_vocabulary(backbone)
+            if adapter is not None:
+                tied = backbone.config.tie_word_embeddings
+                backbone = cast(PreTrainedModel, adapter.merge_and_unload())
+                backbone.config.tie_word_embeddings = tied  # peft changes it for what it does not see tied
         nn.Module.to(backbone, resolve_dtype(self.about["dtype"] if dtype == "auto" else dtype))
         with atomic_path(folder) as part:
             try:
@@ -800,7 +888,7 @@ class RecommenderModel(nn.Module):
             about["layers"],
             about["dtype"] if dtype == "auto" else dtype,
             NewModelSettings(**about["new"]) if "new" in about else None,
-            four_bit=about["adapter"] == "qlora",
+            four_bit=about["adapter"] in ("qlora", "qreclora"),
             double_quantisation=about.get("double_quantisation", False),
         )
         if (now := _shape(backbone)) != about["shape"]:
@@ -811,6 +899,10 @@ class RecommenderModel(nn.Module):
         model = cls(backbone, tokenizer, index, about, rows)
         model.load_weights(folder)
         return model.to(process_state().device).eval()
+
+
+def _adapter_config(about: Mapping[str, Any]) -> PeftConfig:
+    return RecLoraConfig(**about["reclora"]) if "reclora" in about else LoraConfig(**about["lora"])
 
 
 def _shape(backbone: PreTrainedModel) -> dict[str, Any]:
@@ -859,7 +951,8 @@ def _dequantise(backbone: PreTrainedModel) -> None:
         quantised: Any = base.weight
         weight = bnb.functional.dequantize_4bit(quantised.data, quantised.quant_state).float()
         if base is not layer:
-            weight = weight + layer.get_delta_weight("default").float()
+            of_user = (layer.weights_of("default"),) if isinstance(layer, RecLoraLinear) else ()
+            weight = weight + layer.get_delta_weight("default", *of_user).float()
         plain: nn.Module
         if issubclass(base.source_cls, Conv1D):
             plain, weight = Conv1D(base.out_features, base.in_features), weight.T.contiguous()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -201,17 +201,35 @@ def sequence_scores(
     model: SequenceModel, histories: Sequence[Sequence[int]] | Sequence[np.ndarray], batch_size: int = 128
 ) -> np.ndarray:
     """Returns float32 scores ``(histories, items)`` of every item after each history of positions."""
+    result = np.zeros((len(histories), model.num_items), np.float32)
+    for rows, states in _last_states(model, histories, batch_size):
+        result[rows] = model.scores(states).cpu().numpy()
+    return result
+
+
+@torch.inference_mode()
+def sequence_states(
+    model: SequenceModel, histories: Sequence[Sequence[int]] | Sequence[np.ndarray], batch_size: int = 128
+) -> np.ndarray:
+    """Returns float32 states ``(histories, width)`` after each history of positions, by which items are scored."""
+    result = np.zeros((len(histories), model.settings.width), np.float32)
+    for rows, states in _last_states(model, histories, batch_size):
+        result[rows] = states.cpu().numpy()
+    return result
+
+
+def _last_states(
+    model: SequenceModel, histories: Sequence[Sequence[int]] | Sequence[np.ndarray], batch_size: int
+) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+    """Yields numbers of histories and their states, in batches of near lengths."""
     model.eval()
     device = model.items.weight.device
-    result = np.zeros((len(histories), model.num_items), np.float32)
     order = np.argsort([len(history) for history in histories], kind="stable")
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
         kept = [list(histories[row][-model.settings.max_history :]) or [model.num_items] for row in rows]
         states = model(_pad(kept, model.num_items).to(device))
-        last = states[torch.arange(len(rows)), torch.tensor([len(history) - 1 for history in kept])]
-        result[rows] = model.scores(last).cpu().numpy()
-    return result
+        yield rows, states[torch.arange(len(rows)), torch.tensor([len(history) - 1 for history in kept])]
 
 
 def train_sequence(
@@ -250,7 +268,7 @@ def train_sequence(
     curve: list[tuple[int, float]] = []
     spent_before = 0.0
     begun = hash_value([kind, s.model_dump(), list(item_ids), [len(h) for h in train]])
-    if checkpoint is not None and (state := _read_checkpoint(checkpoint, begun)) is not None:
+    if checkpoint is not None and (state := read_checkpoint(checkpoint, begun)) is not None:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["torch_rng"])
@@ -337,7 +355,7 @@ def _validation_ndcg(model: SequenceModel, split: Split, position: dict[ItemId, 
     return float(total / len(split.valid))
 
 
-def _read_checkpoint(path: Path, begun: str) -> dict[str, Any] | None:
+def read_checkpoint(path: Path, begun: str) -> dict[str, Any] | None:
     """Returns the state of the same training, or None where there is none that can be read."""
     try:
         state = torch.load(path, weights_only=True)

@@ -26,11 +26,12 @@ from genrec.core.errors import (
     RunError,
     UnknownItemError,
     nearest,
-    require,
 )
-from genrec.core.files import megabytes, read_json
+from genrec.core.files import hash_folder, hash_value, megabytes, read_json
+from genrec.core.hub import check_repo_id, pull, push, without_private_paths
 from genrec.core.progress import say
 from genrec.data_prep import ItemCatalog, ItemId, UserId, check_manifest
+from genrec.data_prep.card import terms_in_words
 from genrec.decoding.settings import DecodingSettings, Method
 from genrec.evaluation.baselines import sequence_scorer
 from genrec.indexing import Code, ItemIndex
@@ -43,22 +44,28 @@ from genrec.training.finetune import (
     MODEL,
     SEAL,
     SERVING_FILE,
+    USERS,
     check_seal,
     load_trained,
     seal,
 )
 
 if TYPE_CHECKING:
+    import torch
+
     from genrec.decoding.beam import BeamLevel, ConstrainedDecoder
     from genrec.decoding.explain import BeamTree
     from genrec.decoding.export import Engine
     from genrec.decoding.fusion import Ranker
     from genrec.decoding.grounding import Grounder
+    from genrec.models.users import UserVectors
 
 Unknown = Literal["error", "skip", "title"]
 
 # What another machine needs to recommend. User histories are not among it: they are nobody else's.
-_SHARED = (MODEL, INDEX, ITEMS, SERVING_FILE, DECODING, "README.md", "recipe.yaml", "metrics.json")
+_SHARED = (MODEL, INDEX, ITEMS, SERVING_FILE, DECODING, USERS, "README.md", "recipe.yaml", "metrics.json")
+# Vectors of single users, which came from a file.
+_OF_USERS = shutil.ignore_patterns("vectors.parquet")
 
 
 @dataclass(frozen=True)
@@ -149,6 +156,7 @@ class Ask:
     beams: int | None = None
     method: Method | None = None
     unknown: Unknown = "error"
+    user_id: UserId | None = None
 
 
 class _Ready(NamedTuple):
@@ -160,6 +168,7 @@ class _Ready(NamedTuple):
     history: list[ItemId]
     left_out: set[ItemId]
     only: set[ItemId] | None
+    user: np.ndarray | None
 
 
 # Whoever asks several models of a process at once shares its cores, and torch uses them all for each.
@@ -174,8 +183,14 @@ class Recommender:
         run_dir: The folder it was loaded from.
     """
 
-    def __init__(self, decoder: ConstrainedDecoder, items: ItemCatalog, run_dir: Path) -> None:
-        self._decoder, self.items, self.run_dir = decoder, items, run_dir
+    def __init__(
+        self,
+        decoder: ConstrainedDecoder,
+        items: ItemCatalog,
+        run_dir: Path,
+        users: UserVectors | None = None,
+    ) -> None:
+        self._decoder, self.items, self.run_dir, self._users = decoder, items, run_dir, users
         self._told_of_long_histories = False
         file = run_dir / DECODING / "decoding.json"
         # Runs of before grounding have no such file.
@@ -189,12 +204,19 @@ class Recommender:
         """Returns the recommender of a finished run, or of a Hub repository that one was pushed to.
 
         Raises:
-            RunError: If it is neither, its files do not belong together, or they are not those that were written.
+            RunError: If it is neither, its files do not belong together or are not those that were written, or it was trained to
+                predict clicks.
             ModelError: If the backbone cannot be loaded.
         """
         run = Path(path_or_hub_id)
         if not run.is_dir():
-            run = _download(str(path_or_hub_id))
+            run = pull(str(path_or_hub_id), "model", "a finished run")
+        decoding = run / DECODING / "decoding.json"
+        if decoding.exists() and read_json(decoding).get("task") == "click":
+            raise RunError(
+                f"The model in {run} answers yes or no to one item (evaluate.task=click) and recommends nothing. genrec evaluate "
+                f"{run} measures it; to recommend, run a recipe with evaluate.task=ranking."
+            )
         if (run / MODEL).is_dir() and not check_seal(run):
             say(
                 f"  {run} is of before runs had {SEAL}: whether its files are as they were written is not known"
@@ -202,13 +224,18 @@ class Recommender:
         model, renderer, _, items = load_trained(run, dtype)
         from genrec.decoding.beam import ConstrainedDecoder
 
-        return cls(ConstrainedDecoder(model, renderer), items, run)
+        users = None
+        if model.user_size is not None:
+            from genrec.models.users import UserVectors
+
+            users = UserVectors.load(run / USERS)
+        return cls(ConstrainedDecoder(model, renderer), items, run, users)
 
     def recommend(
         self,
         histories: Sequence[Sequence[ItemId]] | None = None,
         *,
-        user_ids: Sequence[UserId] | None = None,
+        user_ids: Sequence[UserId | None] | None = None,
         k: int = 10,
         exclude_history: bool = True,
         exclude: Collection[ItemId] = (),
@@ -227,7 +254,8 @@ class Recommender:
         Args:
             histories: Items each user took, oldest first.
             user_ids: Users of the run instead, with the history that evaluation gave them (everything
-                but the held-out last item).
+                but the held-out last item). Beside histories: whose they are, None for nobody known, which a model asks for
+                whose adapters are made from a file of users' vectors.
             k: Items wanted.
             exclude_history: Whether items of the history are left out.
             exclude: Items that nobody shall get.
@@ -242,22 +270,23 @@ class Recommender:
             UnknownItemError: If an item is not in the catalogue, or with
                 ``unknown="title"`` no item has that title.
             RunError: If the model was not trained to be asked in this way.
-            DataError: If k or beams is below 1, both or neither of histories and user_ids are given, a history is no list of
-                item ids, a user is unknown, or several items have the title.
+            DataError: If k or beams is below 1, neither histories nor user_ids are given or they are not as many, a history is no
+                list of item ids, a user is unknown, or several items have the title.
         """
         method = self._method(method)
         if exact and method != "constrained":
             raise DataError(f"exact=True is of the method 'constrained'; this one is {method!r}.")
-        histories, k, left_out, beams = self._asked(
+        histories, users, k, left_out, beams = self._asked(
             histories, user_ids, k, exclude_history, exclude, beams, unknown, titles=not exact
         )
         only = None if allow is None else [set(_item_ids(allow, "allow"))] * len(histories)
         if exact:
             self._check_identifiers()
-            rankings = [each.ranking for each in self._decoder.rank_exact(histories, k, left_out, allow=only)]
+            found = self._decoder.rank_exact(histories, k, left_out, allow=only, users=users)
+            rankings = [each.ranking for each in found]
         else:
             rankings = self._ranker(method).rank_all(
-                histories, k, left_out, beams, label="", method=method, allow=only
+                histories, k, left_out, beams, label="", method=method, allow=only, users=users
             )
         if fewer := sum(len(ranking) < k for ranking in rankings):
             say(f"  {fewer:,} of {len(rankings):,} lists have fewer than {k:,} items: no more are allowed")
@@ -292,26 +321,33 @@ class Recommender:
     def _asked(
         self,
         histories: Sequence[Sequence[ItemId]] | None,
-        user_ids: Sequence[UserId] | None,
+        user_ids: Sequence[UserId | None] | None,
         k: int,
         exclude_history: bool,
         exclude: Collection[ItemId],
         beams: int | None,
         unknown: Unknown,
         titles: bool = False,
-    ) -> tuple[list[list[ItemId]], int, list[set[ItemId]], int | None]:
-        """Returns histories of the index's items, k, what is left out for each, and beams; errors as ``recommend``."""
+    ) -> tuple[list[list[ItemId]], np.ndarray | None, int, list[set[ItemId]], int | None]:
+        """Returns histories of the index's items, vectors of their users, k, what is left out, and beams; errors as ``recommend``."""
         k = min(_at_least_one("k", k), len(self.items))
         beams = None if beams is None else _at_least_one("beams", beams)
         nobody = set(_item_ids(exclude, "exclude"))
-        if (histories is None) == (user_ids is None):
-            raise DataError("Give either histories or user_ids.")
+        if histories is None and user_ids is None:
+            raise DataError("Give histories or user_ids.")
+        if user_ids is not None and (not isinstance(user_ids, Iterable) or isinstance(user_ids, str)):
+            raise DataError(f"user_ids is a list of users, got {user_ids!r}. Write [...].")
         if histories is None:
-            if not isinstance(user_ids, Iterable) or isinstance(user_ids, str):
-                raise DataError(f"user_ids is a list of users, got {user_ids!r}. Write [...].")
-            histories = [self.history(user) for user in user_ids]
+            assert user_ids is not None
+            histories = [self.history(cast(UserId, user)) for user in user_ids]
         found = self.resolve(histories, unknown, titles)
-        return found, k, [nobody | (set(history) if exclude_history else set()) for history in found], beams
+        if user_ids is not None and len(user_ids) != len(found):
+            raise DataError(
+                f"{len(found):,} histories came with {len(user_ids):,} user_ids. Give one for each, None for nobody known."
+            )
+        users = None if self._users is None else self._users.of(found, user_ids)
+        left_out = [nobody | (set(history) if exclude_history else set()) for history in found]
+        return found, users, k, left_out, beams
 
     def _recommendations(self, ranking: Sequence[tuple[ItemId, float]]) -> list[Recommendation]:
         index = self._decoder.index
@@ -408,6 +444,7 @@ class Recommender:
         allow: Collection[ItemId] | None = None,
         beams: int | None = None,
         unknown: Unknown = "error",
+        user_id: UserId | None = None,
     ) -> Explanation:
         """Returns what ``recommend`` gives for one history, and the prefixes of codes that led there.
 
@@ -419,6 +456,7 @@ class Recommender:
             allow: As ``recommend``.
             beams: As ``recommend``.
             unknown: As ``recommend``.
+            user_id: Whose history it is, if known; see ``recommend``.
 
         Raises:
             UnknownItemError: As ``recommend``.
@@ -427,18 +465,52 @@ class Recommender:
         """
         from genrec.decoding.explain import beam_tree
 
-        ((history,), k, (left_out,), beams) = self._asked(
-            [history], None, k, exclude_history, exclude, beams, unknown
+        ((history,), users, k, (left_out,), beams) = self._asked(
+            [history], [user_id], k, exclude_history, exclude, beams, unknown
         )
         only = None if allow is None else set(_item_ids(allow, "allow"))
         self._check_identifiers()
         levels: list[BeamLevel] = []
-        (ranking,) = self._decoder.rank([history], k, [left_out], beams, allow=[only], trace=levels)
+        (ranking,) = self._decoder.rank(
+            [history], k, [left_out], beams, allow=[only], users=users, trace=levels
+        )
         if only is not None:
             left_out = left_out | (self._decoder.index.codes.keys() - only)
         tree = beam_tree(levels, self._decoder.index, self.items, ranking, left_out)
         titles = [(item, self.items.title(item)) for item in history]
         return Explanation(titles, self._recommendations(ranking), tree)
+
+    @cached_property
+    def identity(self) -> str:
+        """Digest of what decides a list: the model's files, the index and the catalogue as it stands."""
+        index, titles = self._decoder.index, self.items.item_ids
+        return hash_value([hash_folder(self.run_dir / MODEL), index.hash, titles])
+
+    def gate_weights(
+        self,
+        histories: Sequence[Sequence[ItemId]] | None = None,
+        *,
+        user_ids: Sequence[UserId | None] | None = None,
+    ) -> dict[str, np.ndarray]:
+        """Returns ``{layer: (users, experts)}``, how much of each expert these users' adapters have; rows add up to 1.
+
+        Args:
+            histories: As ``recommend``.
+            user_ids: As ``recommend``.
+
+        Raises:
+            RunError: If adapters are the same for everyone.
+        """
+        model = self._decoder.model
+        if self._users is None or model.peft is None:
+            raise RunError(
+                "The adapters of this model are the same for everyone: it was not trained with adapter=reclora."
+            )
+        import torch
+
+        vectors = self._asked(histories, user_ids, 1, False, (), None, "error")[1]
+        found = cast(Any, model.peft).gate_weights(torch.from_numpy(vectors))
+        return {layer: weights.cpu().numpy() for layer, weights in found.items()}
 
     @property
     def index(self) -> ItemIndex:
@@ -479,7 +551,8 @@ class Recommender:
         Args:
             histories: One history, oldest item first, or a list of them.
             items: To score, the same for each history.
-            options: ``exclude_history``, ``exclude``, ``allow``, ``method`` and ``unknown``, as ``recommend``.
+            options: ``exclude_history``, ``exclude``, ``allow``, ``method`` and ``unknown``, as ``recommend``; ``user_id``: whose
+                histories they are, if known.
 
         Raises:
             UnknownItemError: As ``recommend``, also for an item to score.
@@ -518,6 +591,7 @@ class Recommender:
                 label="",
                 method=method,
                 allow=[ready.only for _, ready in group],
+                users=_stacked([ready.user for _, ready in group]),
             )
             for (number, _), ranking in zip(group, rankings, strict=True):
                 found[number] = self._recommendations(ranking)
@@ -543,6 +617,7 @@ class Recommender:
             groups.setdefault(ready.method, []).append((number, ready, wanted))
         for method, group in groups.items():
             histories = [ready.history for _, ready, _ in group]
+            users = _stacked([ready.user for _, ready, _ in group])
             if method == "constrained":
                 codes = self._decoder.index.codes
                 values = self._decoder.score(
@@ -550,6 +625,7 @@ class Recommender:
                     [items for _, _, items in group],
                     [ready.left_out & codes.keys() for _, ready, _ in group],
                     allow=[ready.only for _, ready, _ in group],
+                    users=users,
                 )
             else:
                 # Distances to all items, of which those asked for are named.
@@ -558,7 +634,7 @@ class Recommender:
                 ]
                 left_out = [ready.left_out for _, ready, _ in group]
                 rankings = self._ranker(method).rank_all(
-                    histories, len(self.items), left_out, label="", method=method, allow=only
+                    histories, len(self.items), left_out, label="", method=method, allow=only, users=users
                 )
                 named = [dict(ranking) for ranking in rankings]
                 values = [
@@ -572,8 +648,15 @@ class Recommender:
     def _ready(self, ask: Ask) -> _Ready:
         """Returns a request as ranking takes it; errors as ``recommend``, all of them before the model is asked."""
         method = self._method(ask.method)
-        (history,), k, (left_out,), beams = self._asked(
-            [ask.history], None, ask.k, ask.exclude_history, ask.exclude, ask.beams, ask.unknown, titles=True
+        (history,), users, k, (left_out,), beams = self._asked(
+            [ask.history],
+            [ask.user_id],
+            ask.k,
+            ask.exclude_history,
+            ask.exclude,
+            ask.beams,
+            ask.unknown,
+            titles=True,
         )
         for item in left_out:
             self.items.title(item)  # says what is wrong with an unknown one
@@ -584,7 +667,7 @@ class Recommender:
             self._check_identifiers()
         if method != "constrained" and self._grounder is None:
             self._ranker(method).rank_all([], k, method=method)  # says what the model lacks
-        return _Ready(method, k, beams, history, left_out, only)
+        return _Ready(method, k, beams, history, left_out, only, None if users is None else users[0])
 
     def _method(self, method: Method | None) -> Method:
         method = method or self.method
@@ -633,7 +716,7 @@ class Recommender:
         """
         index = self._decoder.index
         if titles_only:
-            return Recommender(self._decoder, self.items.append(items), self.run_dir)
+            return Recommender(self._decoder, self.items.append(items), self.run_dir, self._users)
         longer = index.extend(items)
         unknown = set(longer.tokens[len(index.tokens) :])
         if unknown:
@@ -661,7 +744,9 @@ class Recommender:
         from genrec.decoding.beam import ConstrainedDecoder
 
         renderer = self._decoder.renderer.with_index(index)
-        return Recommender(ConstrainedDecoder(self._decoder.model, renderer), items, self.run_dir)
+        return Recommender(
+            ConstrainedDecoder(self._decoder.model, renderer), items, self.run_dir, self._users
+        )
 
     def check_data(self, folder: str | Path) -> None:
         """Does nothing where a prepared data set is whole, and the one that the model was trained on.
@@ -705,7 +790,7 @@ class Recommender:
         """Writes what another machine needs to recommend, and says how many MB it is.
 
         That is the adapter with its identifier rows, tokenizer, index, catalogue, card, recipe and metrics;
-        the frozen backbone is named, not written, and user histories stay here.
+        the frozen backbone is named, not written, and user histories stay here. The home folder is called ``~`` in it.
 
         Raises:
             RunError: If the disk refuses.
@@ -720,9 +805,10 @@ class Recommender:
             for name in (*_SHARED, *teacher):
                 source = self.run_dir / name
                 if source.is_dir():
-                    shutil.copytree(source, folder / name, dirs_exist_ok=True)
+                    shutil.copytree(source, folder / name, dirs_exist_ok=True, ignore=_OF_USERS)
                 elif source.exists():
                     shutil.copyfile(source, folder / name)
+                without_private_paths(folder / name)
             seal(folder, teacher)
         except OSError as error:
             raise RunError(f"Could not write {folder}: {error}") from error
@@ -730,7 +816,12 @@ class Recommender:
         return folder
 
     def merge_and_save(
-        self, folder: str | Path, dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+        self,
+        folder: str | Path,
+        dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+        *,
+        history: Sequence[ItemId] | None = None,
+        user_id: UserId | None = None,
     ) -> Path:
         """Writes the model as an ordinary transformers folder, which opens without genrec, and says how many MB it is.
 
@@ -740,21 +831,38 @@ class Recommender:
         Args:
             folder: To write.
             dtype: Type of its weights; ``"auto"`` is that of the backbone in training.
+            history: Of the one user whose model it is, where adapters are personal; an empty one is a user of whom nothing is
+                known.
+            user_id: Who that is, if known; with no history the run's own.
 
         Raises:
-            ModelError: If such a folder cannot hold the model (``model.whole_words``).
+            ModelError: If such a folder cannot hold the model (``model.whole_words``), or adapters are personal and nobody is
+                named.
             RunError: If the disk refuses.
         """
         folder = Path(folder)
-        self._decoder.model.merge_and_save(folder, dtype)
+        self._decoder.model.merge_and_save(folder, dtype, self._vector(history, user_id))
         say(f"  saved {folder} ({megabytes(folder):.1f} MB)")
         return folder
+
+    def _vector(self, history: Sequence[ItemId] | None, user_id: UserId | None) -> torch.Tensor | None:
+        """Returns the vector of a user, None where nobody is named or adapters are the same for everyone."""
+        if self._users is None or (history is None and user_id is None):
+            return None
+        import torch
+
+        histories = None if history is None else [history]
+        users = self._asked(histories, [user_id], 1, False, (), None, "error")[1]
+        return torch.from_numpy(users[0]) if users is not None else None
 
     def export(
         self,
         folder: str | Path,
         engine: Engine = "transformers",
         dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+        *,
+        history: Sequence[ItemId] | None = None,
+        user_id: UserId | None = None,
     ) -> Path:
         """Writes what another engine needs to recommend with this model, and says how many MB it is.
 
@@ -766,6 +874,8 @@ class Recommender:
             folder: New, empty, or an earlier export, which is replaced.
             engine: ``"transformers"``, ``"vllm"`` or ``"sglang"``.
             dtype: As ``merge_and_save``.
+            history: As ``merge_and_save``.
+            user_id: As ``merge_and_save``.
 
         Raises:
             ModelError: If the engine is unknown, or an ordinary folder cannot hold the model.
@@ -775,12 +885,13 @@ class Recommender:
 
         folder = Path(folder)
         decoder = self._decoder
-        write_export(folder, decoder.model, decoder.renderer, self.items, engine, dtype)
+        user = self._vector(history, user_id)
+        write_export(folder, decoder.model, decoder.renderer, self.items, engine, dtype, user)
         say(f"  exported {folder} ({megabytes(folder):.1f} MB)")
         return folder
 
-    def push_to_hub(self, repo_id: str, private: bool = True, dry_run: bool = False) -> list[str]:
-        """Uploads what ``save_pretrained`` writes to the Hub and returns the names of the files.
+    def push_to_hub(self, repo_id: str, private: bool = True, dry_run: bool = False) -> dict[str, int]:
+        """Uploads what ``save_pretrained`` writes to the Hub and returns ``{file: bytes}``.
 
         The catalogue goes along: see that its terms allow it.
 
@@ -788,16 +899,33 @@ class Recommender:
             repo_id: ``org/name``.
             private: Whether a new repository is private.
             dry_run: Only say what would go up.
+
+        Raises:
+            RunError: As ``genrec.core.hub.push``.
         """
-        hub = require("huggingface_hub", "train")
-        with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder)
-            names = sorted(p.relative_to(folder).as_posix() for p in Path(folder).rglob("*") if p.is_file())
-            if not dry_run:
-                api = hub.HfApi()
-                api.create_repo(repo_id, private=private, exist_ok=True)
-                api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="genrec run")
-        return names
+        check_repo_id(repo_id)
+        about = read_json(self.run_dir / "metrics.json") if (self.run_dir / "metrics.json").exists() else {}
+        say(
+            f"  titles and ids of items go along; terms of their data: {terms_in_words(about.get('data', {}))}"
+        )
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = self.save_pretrained(scratch)
+            # Of another model that was there before.
+            replaces = [f"{name}/*" for name in (MODEL, INDEX, DECODING, USERS)]
+            return push(
+                folder,
+                repo_id,
+                "model",
+                private=private,
+                dry_run=dry_run,
+                message="genrec run",
+                replaces=replaces,
+            )
+
+
+def _stacked(users: Sequence[np.ndarray | None]) -> np.ndarray | None:
+    found = [user for user in users if user is not None]
+    return np.stack(found) if found else None
 
 
 def _item_ids(given: Any, what: str) -> list[ItemId]:
@@ -824,14 +952,3 @@ def _at_least_one(name: str, value: Any) -> int:
 
 def _folded(title: str) -> str:
     return " ".join(title.split()).casefold()
-
-
-def _download(repo_id: str) -> Path:
-    hub = require("huggingface_hub", "train")
-    try:
-        return Path(hub.snapshot_download(repo_id))
-    except Exception as error:  # the client raises many kinds, offline, missing and forbidden among them
-        raise RunError(
-            f"{repo_id!r} is neither a folder nor a Hub repository that can be read "
-            f"({type(error).__name__}). Give the folder of a finished run, or org/name."
-        ) from error

@@ -105,7 +105,9 @@ class AskBody(_Sent):
     history: Annotated[list[Id], Field(max_length=2_000)] | None = Field(
         None, description="Item ids, oldest first."
     )
-    user_id: Id | None = Field(None, description="Instead of history: a user of the run.")
+    user_id: Id | None = Field(
+        None, description="Instead of history: a user of the run. Beside it: whose history it is."
+    )
     exclude_history: bool = Field(True, description="Leave out items of the history.")
     exclude: Ids = Field([], description="Items that must not come.")
     allow: Ids | None = Field(None, description="The only items that may come; null allows all.")
@@ -117,8 +119,8 @@ class AskBody(_Sent):
 
     @model_validator(mode="after")
     def _one_of_both(self) -> AskBody:
-        if (self.history is None) == (self.user_id is None):
-            raise ValueError("give either history or user_id")
+        if self.history is None and self.user_id is None:
+            raise ValueError("give history or user_id")
         return self
 
 
@@ -374,7 +376,7 @@ class Service:
             ApiError: If the request is wrong, too many wait, or its time is over.
         """
         served = self.served
-        options = body.model_dump(exclude={"user_id", "items"}, exclude_none=True)
+        options = body.model_dump(exclude={"items"}, exclude_none=True)
         history, left_out = body.history, []
         if history is None:
             history = await run_in_threadpool(_history, served.recommender, cast(str, body.user_id))

@@ -16,11 +16,12 @@ import pyarrow as pa
 from genrec.core.errors import RecipeError, RunError, lookup, require
 from genrec.core.files import write_json
 from genrec.core.progress import say
-from genrec.data_prep import ItemCatalog, Split, UserId
+from genrec.data_prep import ItemCatalog, ItemId, Split, UserId
 from genrec.indexing import ItemIndex
 from genrec.tasks.arrow import arrow_dataset, in_order
 from genrec.tasks.families import Family, Template, load_families
 from genrec.tasks.render import BARE, MESSAGES, Asker, Renderer, longest
+from genrec.tasks.retrieve import Retriever
 from genrec.tasks.samplers import SAMPLERS, Sample, Sampler, keyed, text_request
 from genrec.tasks.settings import Count, TaskSettings
 from genrec.tasks.source import Part, Source
@@ -136,6 +137,12 @@ class TaskRows:
                 )
         self._book = ItemBook(index, items)
         self.source = Source(split, self._book, self.settings)
+        self.retriever: Retriever | None = None
+        if self.settings.retrieve.how == "similar" and any(
+            SAMPLERS[family.samples].strictly_before for family in self.families.values()
+        ):
+            self.retriever = Retriever.of_catalog(items.select(index.item_ids), self.settings.retrieve)
+        self.source.retriever = self.retriever
         for family in self.families.values():
             if (column := SAMPLERS[family.samples].column) and not evaluate:
                 self.source.require(column, family.samples)
@@ -172,7 +179,7 @@ class TaskRows:
             cache: File of a language model's texts, from which a cut run goes on.
 
         Raises:
-            As ``genrec.tasks.writers.write_texts``.
+            GenrecError: As ``genrec.tasks.writers.write_texts``.
         """
         if self.settings.texts.writer == TEMPLATE or self.source.texts:
             return
@@ -205,7 +212,8 @@ class TaskRows:
 
     def draw(self, templates: Sequence[Template], sample: Sample) -> Template | None:
         """Returns a template of which the sample has everything, each as likely; None if there is none."""
-        left = list(templates)
+        # Without a table of users the draw is what it was before there were wordings with a profile.
+        left = [t for t in templates if sample.source.profiles or ("user", "profile") not in t.needs]
         while left:
             template = left.pop(sample.draw(f"template {len(left)}") * len(left) // _RANGE)
             if fits(template, sample):
@@ -272,6 +280,7 @@ class TaskRows:
         """Yields rows that ask for held-out interactions; see ``held_out_rows``."""
         family, count = self.families[name], Counter[str]()
         source = Source(self.split, self._book, self.settings, on)
+        source.retriever = self.retriever
         if column := SAMPLERS[family.samples].column:
             source.require(column, family.samples)
         sampler = SAMPLERS[family.samples]
@@ -318,12 +327,13 @@ class TaskRows:
         return self.renderer.num_tokens(*texts, template.answers_with_code) <= self.settings.max_tokens
 
     def _packed(self, job: Job) -> Iterator[Row]:
-        """Yields rows of users' histories without a prompt, every item a target.
+        """Yields rows of users' histories, every item a target but those of the context before them.
 
-        A history is cut, counted from its end, into stretches of ``max_history`` items; in all cuts but the first
-        the last stretch is shortened by a random number of items.
+        A history is cut, counted from its end, into stretches of ``max_history`` items less the context; in all cuts but
+        the first the last stretch is shortened by a random number of items.
         """
-        share, count, size = self.shares[job.family], self.counts[job.family], self.settings.max_history
+        share, count, context = self.shares[job.family], self.counts[job.family], self.settings.context
+        size = self.settings.max_history - context
         for name, history in self._histories(job):
             for cut in range(self.settings.cuts):
                 end = len(history)
@@ -335,8 +345,10 @@ class TaskRows:
                         count["samples"] += 1
                         count["rows"] += 1
                         count["histories_cut"] += start > max(0, end - stretch)
-                        text = "".join(self._book.codes[item] for item in history[start:end])
-                        yield self._row(job.family, "", key, "", text)
+                        shown = self._fitting(history, max(0, start - context), end) if context else start
+                        codes = [self._book.codes[item] for item in history[min(shown, start) : end]]
+                        known = start - min(shown, start)
+                        yield self._row(job.family, "", key, "".join(codes[:known]), "".join(codes[known:]))
                     end, stretch = start, size
 
     def _windows(self, job: Job) -> Iterator[Row]:
@@ -492,7 +504,9 @@ class TaskRows:
     @property
     def report(self) -> dict[str, Any]:
         """What was built: the counts of each family, and how serving asks."""
-        return {
+        profiles = self.source.profiles
+        about = {"profile": {"columns": profiles.columns, "left_out": profiles.left_out}} if profiles else {}
+        return about | {
             "form": self.settings.form,
             "seed": self.settings.seed,
             "texts": self.settings.texts.writer,
@@ -679,6 +693,13 @@ def title_template(settings: TaskSettings) -> Template | None:
     return _first_template(settings, "asks_for_title")
 
 
+def click_family(settings: TaskSettings) -> Family | None:
+    """Returns the mixture's first family that answers yes or no to an item, if there is one."""
+    known = load_families(settings.files)
+    families = (cast(Family, lookup(known, name, "family of tasks")) for name in settings.mixture)
+    return next((family for family in families if family.samples == "click"), None)
+
+
 def asks_for_identifiers(settings: TaskSettings) -> bool:
     """Returns whether the mixture asks for the next item's identifier from identifiers alone, as ``make_asker`` wants it."""
     return "next_item" in settings.mixture or _first_template(settings, "asks_from_history") is not None
@@ -695,10 +716,35 @@ def make_renderer(
 ) -> Renderer:
     """Returns the renderer that serves what was trained with these settings; errors as ``make_asker``.
 
-    A mixture that asks for titles alone is served by them (``TitlePrompts``), and need not ask for identifiers.
+    A mixture that asks for titles alone is served by them (``TitlePrompts``), and one that answers yes or no by both answers'
+    probabilities; neither need ask for identifiers.
     """
-    asker = make_asker(settings, title_template(settings) is None, text_to_text)
+    strict = title_template(settings) is None and click_family(settings) is None
+    asker = make_asker(settings, strict, text_to_text)
     return Renderer(tokenizer, index, asker, settings.max_history, settings.max_tokens, text_to_text)
+
+
+def known_before(
+    tasks: Sequence[str], keys: Sequence[str], split: Split, settings: TaskSettings
+) -> Iterator[tuple[UserId | None, list[ItemId]]]:
+    """Yields, for each row, its user and what the user had taken before the first thing that the row learns.
+
+    A row of an item has no user, and nothing before it.
+
+    Args:
+        tasks: Families of the rows.
+        keys: Their keys: ``user/position``, ``user/first-last``, or the item.
+        split: Whose training rows they are of.
+        settings: That they were written by.
+    """
+    known = load_families(settings.files)
+    of_users = {name: SAMPLERS[known[name].samples].over == "users" for name in set(tasks)}
+    for task, key in zip(tasks, keys, strict=True):
+        if not of_users[task]:
+            yield None, []
+            continue
+        user, _, place = key.rpartition("/")
+        yield user, split.train[user][: int(place.partition("-")[0])]
 
 
 class _Stream:

@@ -20,7 +20,7 @@ from genrec.tasks.views import FIELDS, LIST_FILTERS
 
 # Slot types and the fields that a template may print of each.
 TYPES: dict[str, tuple[str, ...]] = {
-    "user": ("name",),
+    "user": ("name", "profile"),
     "item": FIELDS,
     "items": (),
     "text": (),

@@ -70,7 +70,7 @@ class Sample:
         if value is None:
             return False
         if isinstance(value, User):
-            return not field or value.name is not None
+            return not field or getattr(value, field) is not None
         return value._has(field) if isinstance(value, Item | Items) else True
 
     def show(self, num_items: int) -> None:
@@ -85,8 +85,11 @@ class Sample:
 
     @property
     def num_before(self) -> int:
-        """Items of the user before it."""
-        return 0 if self.user < 0 else self.place - int(self.source.start[self.user])
+        """Items of the user before it; of a sampler that says so, strictly before its time."""
+        if self.user < 0:
+            return 0
+        end = self.source.before(self.place) if self.sampler.strictly_before else self.place
+        return end - int(self.source.start[self.user])
 
     def draw(self, name: str) -> int:
         """Returns the number in [0, 2**64) of one of its draws."""
@@ -117,6 +120,7 @@ class Sampler:
         held_out: Whether its samples can ask for held-out interactions.
         column: The column without which there is no sample.
         written: ``{slot: kind}`` of those that a writer writes.
+        strictly_before: Whether a history has nothing of the sample's own time, so that no order within it matters.
     """
 
     about: str
@@ -126,6 +130,7 @@ class Sampler:
     held_out: bool = True
     column: str = ""
     written: Mapping[str, str] = field(default_factory=dict)
+    strictly_before: bool = False
 
     def key(self, source: Source, user: int, place: int) -> str:
         """Returns what names a sample: ``user/position``, or the item."""
@@ -144,6 +149,12 @@ def _rows(source: Source, user: int) -> np.ndarray:
 
 def _every(source: Source, user: int) -> Iterable[int]:
     return _rows(source, user).tolist()
+
+
+def _after_something(source: Source, user: int) -> Iterable[int]:
+    rows = _rows(source, user)
+    first = source.start[user]
+    return rows[source.time[rows] > source.time[first]].tolist() if len(rows) else []
 
 
 def _from_second(source: Source, user: int) -> Iterable[int]:
@@ -172,7 +183,7 @@ def _itself(source: Source, item: int) -> Iterable[int]:  # noqa: ARG001
 
 def _user(sample: Sample) -> User:
     source, user = sample.source, sample.user
-    return User(int(source.user_number[user]), lambda: source.name(user))
+    return User(int(source.user_number[user]), lambda: source.name(user), lambda: source.profile(user))
 
 
 def _before(sample: Sample) -> slice:
@@ -184,9 +195,15 @@ def _history(sample: Sample) -> Items:
 
 
 def _rated_history(sample: Sample) -> Items:
-    before = _before(sample)
-    ratings = sample.source.rating[before].tolist()
-    return Items(sample.source.book, sample.source.item[before].tolist(), ratings)
+    source, num = sample.source, min(sample.num_before, sample.shown_items)
+    shown = sample["item"]
+    if source.retriever is not None and num and shown is not None:
+        place, item = np.array([sample.place]), np.array([source.book.number[shown.id]])
+        rows = source.retriever.rows(source, place, num, item)[0]
+    else:
+        end = int(source.start[sample.user]) + sample.num_before
+        rows = np.arange(end - num, end)
+    return Items(source.book, source.item[rows].tolist(), source.rating[rows].tolist())
 
 
 def _item(sample: Sample) -> Item:
@@ -379,8 +396,8 @@ SAMPLERS: dict[str, Sampler] = {
         {"user": USER, "target": TARGET, "candidates": CANDIDATES, "shown": SHOWN, "answer": IS_TARGET},
     ),
     "click": Sampler(
-        "a training position of a user, from the second on",
-        _from_second,
+        "a training interaction with something before its time",
+        _after_something,
         {
             "user": USER,
             "history": Slot(
@@ -393,6 +410,7 @@ SAMPLERS: dict[str, Sampler] = {
                 "answer", _click, "yes or no: whether the user liked it (tasks.like_from), or took it"
             ),
         },
+        strictly_before=True,
     ),
     "item_text": Sampler(
         "an item of the catalogue",

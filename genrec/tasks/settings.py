@@ -17,6 +17,33 @@ class Count(BaseModel):
     count: int = Field(ge=1, description="Samples; more than there are means that samples come again.")
 
 
+class RetrieveSettings(BaseModel):
+    """Which past behaviours a click is asked after: the Long-Short Modality Retriever of RecLoRA and ReLLa."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    how: Literal["recent", "similar"] = Field(
+        "recent",
+        description="Which behaviours before a click its prompt shows. recent: the last. similar: those whose texts are most like "
+        "the item's; of equal ones the later.",
+    )
+    encoder: str = Field(
+        "minilm",
+        description="how=similar: text encoder, as index.text_encoder (minilm, words, a Hub name, lm:NAME).",
+    )
+    dimensions: int | None = Field(
+        512,
+        ge=1,
+        description="how=similar: dimensions of a PCA of the items' vectors; null, or more than they have, takes them as they are.",
+    )
+    similarity: Literal["cosine", "inner"] = Field(
+        "cosine", description="how=similar: cosine, or inner product."
+    )
+    order: Literal["time", "relevance"] = Field(
+        "time", description="how=similar: in which order they are shown, oldest first or most alike first."
+    )
+
+
 class TaskSettings(BaseModel):
     """Which instruction data are written."""
 
@@ -48,6 +75,12 @@ class TaskSettings(BaseModel):
         description="Packed form: times that each history is cut into rows, each time at other places. An "
         "epoch goes over each interaction so many times.",
     )
+    context: int = Field(
+        0,
+        ge=0,
+        description="Packed form: items that a row shows before those it learns, of the max_history of a row. 0 learns every item "
+        "of a row, the first after nothing; more have a history before every item but a user's first.",
+    )
     max_tokens: int | None = Field(
         None,
         ge=8,
@@ -59,6 +92,9 @@ class TaskSettings(BaseModel):
         False,
         description="P5's smoothing: a score of training is drawn about the middle of its band, such as 3.7 to 4.3 "
         "for 4. For ratings of 1 to 5.",
+    )
+    retrieve: RetrieveSettings = Field(
+        default_factory=RetrieveSettings, description="Histories of clicks (the family click)."
     )
     texts: WriterSettings = Field(
         default_factory=WriterSettings, description="Who writes intentions and preferences."
@@ -78,6 +114,18 @@ class TaskSettings(BaseModel):
                 key: each for key, each in values.items() if key != "names"
             }
         return values
+
+    @model_validator(mode="after")
+    def _a_row_learns_something(self) -> TaskSettings:
+        if self.context and self.form != "packed":
+            raise ValueError(
+                f"tasks.context={self.context} is of tasks.form=packed, got {self.form}. Leave it out"
+            )
+        if self.context >= self.max_history:
+            raise ValueError(
+                f"tasks.context={self.context} leaves no item to learn of the tasks.max_history={self.max_history} of a row. Lower it"
+            )
+        return self
 
     @field_validator("mixture", mode="before")
     @classmethod

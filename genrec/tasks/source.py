@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -12,10 +12,14 @@ import pyarrow.compute as pc
 
 from genrec.core.errors import DataError, UnknownItemError, nearest
 from genrec.data_prep import Split, UserId
+from genrec.tasks.profiles import Profiles
 from genrec.tasks.reviews import explain
 from genrec.tasks.settings import TaskSettings
 from genrec.tasks.views import ItemBook
 from genrec.tasks.writers import Taken
+
+if TYPE_CHECKING:
+    from genrec.tasks.retrieve import Retriever
 
 Part = Literal["train", "valid", "test"]
 
@@ -41,11 +45,15 @@ class Source:
         item: ``(rows,)`` item numbers.
         asked: ``(rows,)`` whether a row is of ``part``.
         texts: ``{kind: {key: text}}`` that a writer other than the rule wrote for samples.
+        retriever: What finds the behaviours that a click is asked after, None for the last ones.
+        profiles: What is known of users, None where nothing is.
     """
 
     def __init__(self, split: Split, book: ItemBook, settings: TaskSettings, part: Part = "train") -> None:
         self.book, self.settings, self.part = book, settings, part
         self.texts: Mapping[str, Mapping[str, str]] = {}
+        self.retriever: Retriever | None = None
+        self.profiles = None if split.users is None else Profiles(split.users)
         table = split.table
         if part != "train":
             # Numbered as in training; those who come later follow.
@@ -84,6 +92,16 @@ class Source:
         if "rating" not in self._table.column_names:
             return np.full(len(self), np.nan)
         return pc.cast(self._table["rating"], pa.float64()).to_numpy()
+
+    @cached_property
+    def time(self) -> np.ndarray:
+        """``(rows,)`` times."""
+        return self._table["timestamp"].to_numpy()
+
+    def before(self, place: int) -> int:
+        """Returns the row after the last one of the user that is strictly before a row's time."""
+        first = int(self.start[np.searchsorted(self.start, place, "right") - 1])
+        return first + int(np.searchsorted(self.time[first : place + 1], self.time[place], "left"))
 
     @cached_property
     def scores(self) -> list[float]:
@@ -141,6 +159,18 @@ class Source:
             int(self.start[user]), int(self.start[user + 1] - self.start[user])
         )
         return next((str(name).strip() for name in rows.to_pylist() if name and str(name).strip()), None)
+
+    def profile(self, user: int) -> str | None:
+        """Returns what is known of a user, in words, None where nothing is."""
+        return self.profiles.words(self.user_ids[user]) if self.profiles else None
+
+    @cached_property
+    def user_fields(self) -> dict[str, list[str | None]]:
+        """``{name: categories}`` of the users in the order of ``user_ids``: one a user, None where it is not known.
+
+        Ages are in decades; zip codes and ids are left out (``Profiles``). Empty without a table of users.
+        """
+        return self.profiles.fields(self.user_ids) if self.profiles else {}
 
     @cached_property
     def rated(self) -> np.ndarray:

@@ -60,7 +60,9 @@ class ItemBook:
         cells = self._cells("categories")
         return [
             tuple(
-                text for each in (cell if isinstance(cell, list) else [cell]) if (text := _plain(each, ", "))
+                text
+                for each in (cell if isinstance(cell, list) else [cell])
+                if (text := plain_text(each, ", "))
             )
             for cell in cells
         ]
@@ -75,7 +77,7 @@ class ItemBook:
         return field in ("id", "code") or getattr(self, field)[number] is not None
 
     def _column(self, name: str, joint: str = " ") -> list[str | None]:
-        return [_plain(cell, joint) for cell in self._cells(name)]
+        return [plain_text(cell, joint) for cell in self._cells(name)]
 
     def _cells(self, name: str) -> list[Any]:
         """Returns a column of the catalogue in the order of the index, None where there is nothing."""
@@ -85,10 +87,10 @@ class ItemBook:
         return [cells.get(item) for item in self.ids]
 
 
-def _plain(value: Any, joint: str) -> str | None:
+def plain_text(value: Any, joint: str) -> str | None:
     """Returns a cell of a table as text in one piece, None where it holds nothing."""
     if isinstance(value, list):
-        text = joint.join(part for each in value if (part := _plain(each, joint)))
+        text = joint.join(part for each in value if (part := plain_text(each, joint)))
     elif isinstance(value, float):
         text = f"{value:g}" if value == value else ""
     else:
@@ -97,12 +99,14 @@ def _plain(value: Any, joint: str) -> str | None:
 
 
 class User:
-    """A user: prints as ``user_7``, numbered by first appearance in training; ``name`` where the log has one."""
+    """A user: prints as ``user_7``, numbered by first appearance in training; ``name`` and ``profile`` where there are any."""
 
-    __slots__ = ("_name", "_number")
+    __slots__ = ("_name", "_number", "_profile")
 
-    def __init__(self, number: int, name: Callable[[], str | None]) -> None:
-        self._number, self._name = number, name
+    def __init__(
+        self, number: int, name: Callable[[], str | None], profile: Callable[[], str | None]
+    ) -> None:
+        self._number, self._name, self._profile = number, name, profile
 
     def __str__(self) -> str:
         return f"user_{self._number}"
@@ -111,6 +115,11 @@ class User:
     def name(self) -> str | None:
         """The column ``user_name`` of the log."""
         return self._name()
+
+    @property
+    def profile(self) -> str | None:
+        """What the table of users says, in words."""
+        return self._profile()
 
 
 class Item:

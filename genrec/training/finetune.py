@@ -34,9 +34,11 @@ MODEL, INDEX, CHECKPOINTS = "model", "index", "checkpoints"
 ITEMS, HISTORIES = "items.parquet", "histories.parquet"
 SERVING_FILE, TRAINING_FILE = "serving.json", "training.json"
 CURVES, LOGS = "curves.png", "logs"
+# What personal adapters are made from (genrec.models.users); whoever trains with it writes it.
+USERS = "users"
 DECODING = "decoding"  # which evaluation writes
 # What a recommendation depends on, and the file with its hashes.
-SERVED, SEAL = (MODEL, INDEX, ITEMS, SERVING_FILE, DECODING), "sha256.json"
+SERVED, SEAL = (MODEL, INDEX, ITEMS, SERVING_FILE, DECODING, USERS), "sha256.json"
 # Those that transformers calls otherwise.
 SCHEDULES = {"constant": "constant_with_warmup"}
 
@@ -55,6 +57,8 @@ def finetune(
     teachers: Sequence[SequenceModel] = (),
     data_sha256: str | None = None,
     validate: Callable[[RecommenderModel, Renderer], Mapping[str, float]] | None = None,
+    row_vectors: np.ndarray | None = None,
+    start: str | Path | None = None,
 ) -> Path:
     """Returns the run directory with the tuned model, its index and its catalogue.
 
@@ -76,6 +80,9 @@ def finetune(
         data_sha256: ``split_sha256`` of the prepared data set, which the model then carries with it.
         validate: Returns metrics of the model, NDCG@10 among them, the same in every process; called every
             ``settings.validate_steps``.
+        row_vectors: ``(training rows, size)`` vectors of the rows' users, for ``adapter`` ``"reclora"`` and ``"qreclora"``. They
+            may know nothing of what their row learns.
+        start: Folder of ``RecommenderModel.save`` with weights to go on from, of the same backbone, adapter and index.
 
     Raises:
         ModelError: If the backbone cannot be read.
@@ -112,6 +119,11 @@ def finetune(
             f"train.validate_steps={settings.validate_steps} needs a function that measures the model: give validate, or run a "
             "recipe, which has one."
         )
+    if (row_vectors is not None) != settings.personal:
+        raise RecipeError(
+            f"train.adapter={settings.adapter} {'needs' if settings.personal else 'does not take'} row_vectors, one for each "
+            "training row. A recipe makes them from train.reclora.vectors."
+        )
     trackers = transformers.integrations.integration_utils.INTEGRATION_TO_CALLBACK
     for tracker in settings.report_to:
         lookup(trackers, tracker, "train.report_to")
@@ -133,7 +145,7 @@ def finetune(
         model.dtype,
         model.new,
         settings.seed,
-        four_bit=settings.adapter == "qlora",
+        four_bit=settings.four_bit,
         double_quantisation=settings.double_quantisation,
     )
     longest = getattr(lm.config, "max_position_embeddings", None)
@@ -152,13 +164,13 @@ def finetune(
     elif model.rows_start == "text+teacher":
         found = [teacher.items.weight[: len(items)].detach().cpu().numpy() for teacher in teachers]
         vectors = np.hstack([vector / vector.std() for vector in found])
-    start = initial_rows(lm, tokenizer, index, items, model.rows_start, vectors, settings.seed)
+    first_rows = initial_rows(lm, tokenizer, index, items, model.rows_start, vectors, settings.seed)
     transformers.set_seed(settings.seed)  # a teacher trained above must not change the adapter's start
     recommender = RecommenderModel.create(
         lm,
         tokenizer,
         index,
-        start,
+        first_rows,
         name=backbone,
         layers=model.layers,
         new=model.new if backbone == NEW else None,
@@ -168,17 +180,22 @@ def finetune(
         lora_dropout=settings.lora_dropout,
         lora_targets=settings.lora_targets,
         lora_options=settings.lora_options,
+        reclora=None
+        if row_vectors is None
+        else settings.reclora.adapter | {"user_size": row_vectors.shape[1]},
         double_quantisation=settings.double_quantisation,
         softmax_over=settings.softmax_over,
         data_sha256=data_sha256,
         whole_words=model.whole_words,
     )
+    if start is not None:
+        recommender.load_weights(start)
     renderer = make_renderer(tokenizer, index, tasks, recommender.is_encoder_decoder)
     targets = ItemTargets(index, recommender.first_id, settings.exclude_history, teachers)
     targets.check(tasks.max_history)
     tokens = run / CHECKPOINTS / f"tokens-{rank()}.arrow"
     words = renderer.whole_word_ids if model.whole_words else None
-    rows = TokenRows(tokenise(data["train"], renderer, tasks.workers, tokens), targets, words)
+    rows = TokenRows(tokenise(data["train"], renderer, tasks.workers, tokens), targets, words, row_vectors)
     if longest and int(rows.lengths.max()) > longest:
         raise RecipeError(
             f"The longest row has {int(rows.lengths.max()):,} tokens; {backbone} reads at most {longest:,}. "
@@ -265,7 +282,8 @@ def finetune(
     check_launch(trainer, processes, validates=keeper is not None)
     # What decides the weights; how often checkpoints are written and what is logged does not.
     decisive = settings.model_dump(exclude={"checkpoint_steps", "report_to"})
-    begun = hash_value([backbone, model.model_dump(), decisive, index.hash, rows.hash, data_sha256])
+    weights = None if start is None else hash_folder(Path(start))
+    begun = hash_value([backbone, model.model_dump(), decisive, index.hash, rows.hash, data_sha256, weights])
     resume = last_checkpoint(run / CHECKPOINTS, begun)
     wait()
     if resume:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from genrec.models.settings import NewModelSettings
+from genrec.models.settings import NewModelSettings, RecLoraSettings
 
 
 class ModelSettings(BaseModel):
@@ -48,14 +48,20 @@ class TrainSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    adapter: Literal["full", "lora", "qlora", "dora"] = Field(
+    adapter: Literal["full", "lora", "qlora", "dora", "reclora", "qreclora"] = Field(
         "lora",
         description="What is trained beside the identifier rows. full: every weight. lora (Hu et al., 2021): two small matrices "
         "beside each linear layer of the body, which stays as it is. qlora (Dettmers et al., 2023): lora beside a body held in 4 bits "
         "(NF4), a seventh of float32's memory, for models that do not fit otherwise; needs genrec[quantization], and is slow on a "
-        "CPU. dora (Liu et al., 2024): lora that learns the length of each layer's weights apart from their direction; slower.",
+        "CPU. dora (Liu et al., 2024): lora that learns the length of each layer's weights apart from their direction; slower. reclora (Zhu et "
+        "al., 2024): an adapter for each user, mixed from a few by a gate that reads the user's vector (train.reclora); qreclora: "
+        "that beside a body in 4 bits.",
     )
-    lora_r: int = Field(16, ge=1, description="Rank of lora, qlora and dora.")
+    lora_r: int = Field(
+        16,
+        ge=1,
+        description="Rank of lora, qlora and dora, and of each expert of reclora (with slices of all experts together).",
+    )
     lora_alpha: int = Field(32, ge=1, description="Their scale is lora_alpha / lora_r.")
     lora_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on their input.")
     lora_targets: tuple[str, ...] = Field(
@@ -63,9 +69,12 @@ class TrainSettings(BaseModel):
         description="Names of the linear layers that get them, such as q_proj and v_proj; none is every linear layer of the body. "
         "A wrong name is answered with those of the backbone.",
     )
+    reclora: RecLoraSettings = Field(
+        default_factory=RecLoraSettings, description="What reclora and qreclora have beyond a LoRA."
+    )
     double_quantisation: bool = Field(
         False,
-        description="Whether qlora holds the scales of its 4-bit blocks in 8 bits too: about 0.4 bits less a weight.",
+        description="Whether qlora and qreclora hold the scales of 4-bit blocks in 8 bits too: about 0.4 bits less a weight.",
     )
     gradient_checkpointing: bool = Field(
         False,
@@ -160,13 +169,36 @@ class TrainSettings(BaseModel):
     def _keys_that_belong_together(self) -> TrainSettings:
         if self.lora_targets and self.adapter == "full":
             raise ValueError(
-                "train.lora_targets needs train.adapter=lora, qlora or dora: full trains every weight. Leave one of them out"
+                "train.lora_targets needs an adapter, such as train.adapter=lora: full trains every weight. Leave one of them out"
             )
-        if self.double_quantisation and self.adapter != "qlora":
+        if self.double_quantisation and not self.four_bit:
             raise ValueError(
-                f"train.double_quantisation=true needs train.adapter=qlora, got {self.adapter}. Leave one of them out"
+                f"train.double_quantisation=true needs train.adapter=qlora or qreclora, got {self.adapter}. Leave one of them out"
+            )
+        r = self.reclora
+        if self.personal and r.slices and self.lora_r % r.experts:
+            raise ValueError(
+                f"train.reclora.slices=true cuts a LoRA of rank train.lora_r={self.lora_r} among {r.experts} experts: make it a "
+                "multiple of them"
+            )
+        if self.personal and r.routing == "top_k" and r.top_k > r.experts:
+            raise ValueError(f"train.reclora.top_k={r.top_k} is more than the {r.experts} experts. Lower it")
+        if self.lora_options and self.personal:
+            raise ValueError(
+                f"train.lora_options are arguments of peft's LoraConfig, which train.adapter={self.adapter} does not take. What it "
+                "takes stands in train.reclora. Leave them out"
             )
         return self
+
+    @property
+    def four_bit(self) -> bool:
+        """Whether the body is held in 4 bits."""
+        return self.adapter in ("qlora", "qreclora")
+
+    @property
+    def personal(self) -> bool:
+        """Whether there is an adapter for each user."""
+        return self.adapter in ("reclora", "qreclora")
 
     @property
     def teachers(self) -> tuple[str, ...]:

@@ -42,6 +42,7 @@ class TokenRows(Dataset):
         rows: From ``genrec.tasks.tokenise``.
         targets: What is known of a row's items.
         whole_words: Numbers the words of a prompt, ``Renderer.whole_word_ids``, for a model that is told them.
+        user_vectors: ``(rows, size)`` of each row's user, for a model of personal adapters.
     """
 
     def __init__(
@@ -49,25 +50,29 @@ class TokenRows(Dataset):
         rows: Any,
         targets: ItemTargets,
         whole_words: Callable[[Sequence[int]], list[int]] | None = None,
+        user_vectors: np.ndarray | None = None,
     ) -> None:
         if not len(rows):
             raise DataError("There is no training row: every user has fewer interactions than a row needs.")
         self._rows, self._targets, self._whole_words = rows, targets, whole_words
+        self._user_vectors = user_vectors
         self.lengths = pc.list_value_length(rows.data["input_ids"]).to_numpy()
         self.num_targets = int(self.lengths.sum(dtype=np.int64) - pc.sum(rows.data["prompt_tokens"]).as_py())
 
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def __getitem__(self, row: int) -> dict[str, list[int]]:
+    def __getitem__(self, row: int) -> dict[str, Any]:
         stored = self._rows[row]
         ids, length = stored["input_ids"], stored["prompt_tokens"]
         labels = [-100] * length + ids[length:]
         items, slots = self._targets.read_row(ids, labels)
-        found = {"input_ids": ids, "labels": labels, "items": items, "slots": slots}
-        return (
-            found if self._whole_words is None else found | {"whole_words": self._whole_words(ids[:length])}
-        )
+        found: dict[str, Any] = {"input_ids": ids, "labels": labels, "items": items, "slots": slots}
+        if self._whole_words is not None:
+            found["whole_words"] = self._whole_words(ids[:length])
+        if self._user_vectors is not None:
+            found["user_vectors"] = self._user_vectors[row]
+        return found
 
     @property
     def most_items(self) -> int:
@@ -76,19 +81,21 @@ class TokenRows(Dataset):
 
     @property
     def hash(self) -> str:
-        """Digest of all ids and of where the prompts end, however the rows were written."""
+        """Digest of all ids, of where the prompts end and of users' vectors, however the rows were written."""
         digest = hashlib.sha256()
         for chunk in self._rows.data["input_ids"].chunks:
             digest.update(chunk.flatten().to_numpy().tobytes())
         digest.update(self.lengths.tobytes())
         digest.update(self._rows.data["prompt_tokens"].to_numpy().tobytes())
+        if self._user_vectors is not None:
+            digest.update(self._user_vectors.tobytes())
         return digest.hexdigest()
 
 
 def collate(
-    rows: Sequence[dict[str, list[int]]], no_item: int, decoder_start: int | None = None
+    rows: Sequence[dict[str, Any]], no_item: int, decoder_start: int | None = None
 ) -> dict[str, torch.Tensor]:
-    """Returns every column of the rows, ``(batch, longest)``, padded on the right, and ``attention_mask``.
+    """Returns every column of the rows, ``(batch, longest)``, padded on the right, and ``attention_mask``; users' vectors as they are.
 
     For an encoder-decoder ``input_ids`` are the prompts; the answers are ``decoder_input_ids``, the start token first, and
     ``labels`` and ``slots`` are theirs.
@@ -106,13 +113,16 @@ def collate(
             [torch.tensor(row[name], dtype=torch.long) for row in rows], True, padding.get(name, 0)
         )
         for name in rows[0]
+        if name != "user_vectors"
     }
+    if "user_vectors" in rows[0]:
+        batch["user_vectors"] = torch.from_numpy(np.stack([row["user_vectors"] for row in rows]))
     lengths = torch.tensor([len(row["input_ids"]) for row in rows])
     batch["attention_mask"] = (torch.arange(int(lengths.max())) < lengths[:, None]).long()
     return batch
 
 
-def _parted(row: dict[str, list[int]], start: int) -> dict[str, list[int]]:
+def _parted(row: dict[str, Any], start: int) -> dict[str, Any]:
     ids, labels = row["input_ids"], row["labels"]
     length = next((place for place, label in enumerate(labels) if label != -100), len(labels))
     return row | {

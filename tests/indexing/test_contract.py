@@ -52,7 +52,7 @@ def test_the_same_input_gives_the_same_index(method, log, items):
 def test_a_saved_index_is_the_index_loaded(method, log, items, tmp_path):
     index = build_index(method, items, leave_one_out(log).train, SMALL)
     index.save(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["index.json", "index.parquet"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "index.json", "index.parquet"]
     loaded = ItemIndex.load(tmp_path)
     assert loaded.codes == index.codes
     assert loaded.tokens == index.tokens

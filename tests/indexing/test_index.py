@@ -1,7 +1,6 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -140,29 +139,3 @@ def test_an_index_loads_in_a_process_of_its_own(tmp_path):
     code = f"from genrec.indexing import ItemIndex; print(ItemIndex.load({str(tmp_path)!r}).hash)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == index.hash
-
-
-def test_an_index_goes_to_the_hub_and_comes_back(tmp_path, monkeypatch):
-    huggingface_hub = pytest.importorskip("huggingface_hub")
-    hub = tmp_path / "hub"
-
-    class Api:
-        def create_repo(self, repo_id, private, exist_ok):
-            assert (repo_id, private, exist_ok) == ("me/index", True, True)
-
-        def upload_folder(self, repo_id, folder_path, commit_message):
-            Path(folder_path).rename(hub)
-            Path(folder_path).mkdir()
-
-    def download(repo_id, allow_patterns):
-        if repo_id != "me/index":
-            raise OSError("not there")
-        return str(hub)
-
-    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    index = ItemIndex("mine", {"x": ("<a_1>",), "y": ("<a_2>",)})
-    index.push_to_hub("me/index")
-    assert ItemIndex.load("me/index").hash == index.hash
-    with pytest.raises(RunError, match="neither a folder nor a Hub repository"):
-        ItemIndex.load("me/other")

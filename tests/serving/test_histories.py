@@ -142,8 +142,9 @@ def test_other_wrong_arguments_are_told(recommender, run, capsys):
         recommender.recommend([["i2"]], exclude=["i99"])
     with pytest.raises(DataError, match="user_ids is a list of users, got 'u1'"):
         recommender.recommend(user_ids="u1")
-    with pytest.raises(DataError, match="either histories or user_ids"):
-        recommender.recommend([["i1"]], user_ids=["u1"])
+    with pytest.raises(DataError, match="1 histories came with 2 user_ids"):
+        recommender.recommend([["i1"]], user_ids=["u1", None])
+    assert recommender.recommend([["i1"]], user_ids=["u1"]) == recommender.recommend([["i1"]])
     assert recommender.recommend([]) == []
     assert len(recommender.recommend([("i1",), np.array(["i2"])], k=np.int64(3))[1]) == 3
     for options, said in (
@@ -258,3 +259,8 @@ def test_an_allow_list_of_unknown_items_is_told_by_recommend_and_explain_alike(r
             ask(allow=["i2", "nope"])
     why = recommender.explain(["i1"], k=3, allow=["i2", "i3"])
     assert {item.item_id for item in why.recommendations} == {"i2", "i3"}
+
+
+def test_the_command_wants_to_know_for_whom(capsys):
+    assert main(["recommend", "nowhere"]) == 1
+    assert "give --user or --history" in capsys.readouterr().err

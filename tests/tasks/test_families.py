@@ -19,7 +19,7 @@ FAMILIES = {
 # family: templates to train with, templates held out
 COUNTS = {
     "bigrec": (2, 1),
-    "click": (3, 1),
+    "click": (4, 1),
     "item_to_text": (2, 0),
     "lcrec_asymmetric": (12, 1),
     "lcrec_item_to_text": (17, 1),

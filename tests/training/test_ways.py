@@ -292,12 +292,15 @@ def test_four_bits_need_their_package_and_their_adapter(tiny_backbone, monkeypat
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"adapter": "qdora"}, "'full', 'lora', 'qlora' or 'dora'"),
+        ({"adapter": "qdora"}, "'full', 'lora', 'qlora', 'dora'"),
         (
             {"adapter": "full", "lora_targets": ["q_proj"]},
-            r"lora_targets needs train\.adapter=lora, qlora or dora",
+            r"lora_targets needs an adapter",
         ),
-        ({"double_quantisation": True}, r"double_quantisation=true needs train\.adapter=qlora, got lora"),
+        (
+            {"double_quantisation": True},
+            r"double_quantisation=true needs train\.adapter=qlora or qreclora, got lora",
+        ),
         ({"softmax_over": "words"}, "'level' or 'vocabulary'"),
     ],
 )
