@@ -600,6 +600,9 @@ def _add_serving(command: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="where runs lie that POST /models may switch to (default: none)",
     )
+    command.add_argument(
+        "--compare", metavar="RUN", help="a second run, served below /compare and shown beside on the page"
+    )
     command.add_argument("--max-batch", type=int, default=16, help="requests answered together (default 16)")
     command.add_argument(
         "--max-wait-ms",
@@ -635,7 +638,8 @@ def _serve(options: argparse.Namespace) -> None:
             )
     given = {key: value for key, value in vars(options).items() if key not in ("command", "run", "token_env")}
     root = Path(given.pop("models_root")) if options.models_root else given.pop("models_root")
-    serve(options.run, ServerSettings(**given, token=token, models_root=root))
+    compare = given.pop("compare")
+    serve(options.run, ServerSettings(**given, token=token, models_root=root), compare)
 
 
 def _recommend(options: argparse.Namespace) -> None:

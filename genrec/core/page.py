@@ -24,9 +24,9 @@ from genrec.core.errors import require
 from genrec.core.files import atomic_path
 
 DASH, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
-NUM_COLOURS = 8
+NUMCOLOURS = 8
 # Stand-ins that matplotlib draws with and to_svg replaces by the style sheet's names.
-ROLES = {f"#0001{n:02x}": f"var(--m{n})" for n in range(NUM_COLOURS)} | {
+ROLES = {f"#0001{n:02x}": f"var(--m{n})" for n in range(NUMCOLOURS)} | {
     "#000200": "var(--text)",
     "#000201": "var(--muted)",
     "#000202": "var(--rule)",
@@ -233,7 +233,7 @@ def write_svg(path: Path, svg: str, style: str) -> None:
     """
     _, _, width, height = re.search(r'viewBox="([^"]*)"', svg)[1].split()  # type: ignore[index]
     head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
-    inner = f"<style>{_COLOURS}svg {{ background: var(--paper); font-family: system-ui, sans-serif; }}\n{style}</style>"
+    inner = f"<style>{COLOURS}svg {{ background: var(--paper); font-family: system-ui, sans-serif; }}\n{style}</style>"
     start, end = svg.index(" ") + 1, svg.index(">") + 1
     with atomic_path(path) as part:
         part.write_text(f"{head}{svg[start:end]}{inner}{svg[end:]}\n", encoding="utf-8")
@@ -368,7 +368,7 @@ def thinned(points: np.ndarray, most: int = 200) -> np.ndarray:
 
 # ---------------------------------------------------------------- style
 
-_COLOURS = """
+COLOURS = """
 :root {
   --paper: #fcfbf9; --card: #ffffff; --text: #1d1f24; --muted: #5a5e68; --rule: #e2dfd8; --own: #eef4fb;
   --good: #0a6b4d; --bad: #a83a0c; --warn: #8a2a06; --warn-paper: #fdf0e8;
@@ -383,7 +383,7 @@ _COLOURS = """
 }
 """
 _STYLE = (
-    _COLOURS
+    COLOURS
     + """* { box-sizing: border-box; }
 html { -webkit-text-size-adjust: 100%; }
 body {

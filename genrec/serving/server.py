@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
+from importlib import resources
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, Literal, cast
@@ -21,7 +22,7 @@ from typing import Annotated, Any, Literal, cast
 import prometheus_client as prometheus
 import pyarrow as pa
 import uvicorn
-from fastapi import Body, FastAPI, Query
+from fastapi import APIRouter, Body, FastAPI, Query
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -32,6 +33,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from genrec._version import __version__
 from genrec.core.errors import DataError, GenrecError, IndexingError, ModelError, RunError, UnknownItemError
+from genrec.core.page import COLOURS
 from genrec.core.progress import say
 from genrec.data_prep import ItemCatalog, ItemId
 from genrec.decoding.settings import Method
@@ -39,10 +41,19 @@ from genrec.serving.batching import Batcher, Refused
 from genrec.serving.recommender import Ask, Recommender, Unknown
 
 # Asked by whoever watches the server or reads how to ask it: no token, and no limit.
-_OPEN = ("/health", "/ready", "/docs", "/openapi.json")
-_PATHS = ("recommend", "score", "explain", "items", "models", "metrics", "health", "ready")
+_PAGE = {"/": "index.html", "/page.js": "page.js", "/page.css": "page.css"}
+_OPEN = ("/health", "/ready", "/docs", "/openapi.json", *_PAGE)
+_PATHS = ("recommend", "score", "explain", "items", "models", "metrics", "health", "ready", "compare")
 # Clients whose rate is remembered; the one not seen for longest is forgotten first.
 _MOST_CLIENTS = 10_000
+# The page runs its own script and style alone, asks its own server alone, and stands in no other page.
+_PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
+}
 
 
 @dataclass(frozen=True)
@@ -242,6 +253,7 @@ class StateAnswer(BaseModel):
     method: Method
     num_items: int
     version: str
+    compare: str | None = Field(None, description="The run that answers below /compare; null: none does.")
 
 
 class ErrorDetail(BaseModel):
@@ -336,13 +348,16 @@ class Service:
 
     Attributes:
         served: What is served now.
+        beside: The service of a second run, to compare with, or None.
         stopping: Whether new requests are refused.
         taken: Requests that passed all limits.
         answered: Those that have their answer.
     """
 
-    def __init__(self, recommender: Recommender, settings: ServerSettings, run: str) -> None:
-        self.settings, self.served = settings, _Served(recommender, run)
+    def __init__(
+        self, recommender: Recommender, settings: ServerSettings, run: str, beside: Service | None = None
+    ) -> None:
+        self.settings, self.served, self.beside = settings, _Served(recommender, run), beside
         self.stopping, self.taken, self.answered = False, 0, 0
         self.registry = prometheus.CollectorRegistry()
         counts = functools.partial(prometheus.Counter, registry=self.registry)
@@ -412,7 +427,12 @@ class Service:
                 await self._wait(_Job(new, "recommend", Ask([], k=1)))
             self.served = new
         self.switches.labels(kind).inc()
-        return new.state()
+        return self.state()
+
+    def state(self) -> StateAnswer:
+        """Returns what is served now, and what beside it."""
+        compare = self.beside and self.beside.served.run
+        return self.served.state().model_copy(update={"compare": compare})
 
     def load(self, name: str) -> _Served:
         """Returns the run of that name below the models root, read and tried.
@@ -587,22 +607,31 @@ async def _body(receive: Receive, most: int) -> bytes:
 # ---------------------------------------------------------------- the application
 
 
-def create_app(recommender: Recommender, settings: ServerSettings | None = None, run: str = "") -> FastAPI:
+def create_app(
+    recommender: Recommender,
+    settings: ServerSettings | None = None,
+    run: str = "",
+    compare: tuple[Recommender, str] | None = None,
+) -> FastAPI:
     """Returns the application of a recommender; ``app.state.service`` is its ``Service``.
 
     Args:
         recommender: What is served first.
         settings: Limits; default those of ``ServerSettings``.
         run: Its name, as ``/ready`` says it; default that of its folder.
+        compare: A second recommender and its name, which answers the same endpoints below ``/compare``.
     """
     settings = settings or ServerSettings()
-    service = Service(recommender, settings, run or recommender.run_dir.name)
+    beside = None if compare is None else Service(compare[0], settings, compare[1])
+    service = Service(recommender, settings, run or recommender.run_dir.name, beside)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
         service.stopping = True
-        await run_in_threadpool(service.batcher.close)
+        for each in (service, beside):
+            if each is not None:
+                await run_in_threadpool(each.batcher.close)
 
     wrong: dict[int | str, dict[str, Any]] = {
         status: {"model": ErrorAnswer, "description": HTTPStatus(status).phrase}
@@ -645,19 +674,37 @@ def create_app(recommender: Recommender, settings: ServerSettings | None = None,
     for kind in (GenrecError, RequestValidationError, HTTPException, ApiError, Exception):
         app.add_exception_handler(kind, handler)
 
-    @app.post("/recommend", summary="The best items for a history or a user")
+    for path, name in _PAGE.items():
+        app.add_api_route(path, functools.partial(_page_file, name), include_in_schema=False)
+    app.include_router(_routes(service))
+    if beside is not None:
+        app.include_router(_routes(beside), prefix="/compare")
+    return app
+
+
+def _page_file(name: str) -> Response:
+    text = (resources.files("genrec.serving") / "page" / name).read_text("utf-8")
+    kind = {"html": "text/html", "js": "text/javascript", "css": "text/css"}[name.rpartition(".")[2]]
+    return Response(COLOURS + text if kind == "text/css" else text, media_type=kind, headers=_PAGE_HEADERS)
+
+
+def _routes(service: Service) -> APIRouter:
+    """Returns the endpoints of a service."""
+    router = APIRouter()
+
+    @router.post("/recommend", summary="The best items for a history or a user")
     async def recommend(body: Annotated[ListBody, Body()]) -> ListAnswer:
         found, left_out = await service.ask("recommend", body)
         return ListAnswer(items=_listed(found), left_out=left_out)
 
-    @app.post("/score", summary="The model's scores of given items after a history")
+    @router.post("/score", summary="The model's scores of given items after a history")
     async def score(body: Annotated[ScoreBody, Body()]) -> ScoreAnswer:
         found, left_out = await service.ask("score", body, body.items)
         return ScoreAnswer(
             scores=[value if math.isfinite(value) else None for value in found], left_out=left_out
         )
 
-    @app.post("/explain", summary="A list, and the prefixes of codes that beam search kept")
+    @router.post("/explain", summary="A list, and the prefixes of codes that beam search kept")
     async def explain(body: Annotated[ListBody, Body()]) -> ExplainAnswer:
         found, left_out = await service.ask("explain", body)
         tree = dataclasses.asdict(found.tree)
@@ -668,7 +715,7 @@ def create_app(recommender: Recommender, settings: ServerSettings | None = None,
             left_out=left_out,
         )
 
-    @app.get("/items", summary="Items of the catalogue, searched by words of their titles or ids")
+    @router.get("/items", summary="Items of the catalogue, searched by words of their titles or ids")
     async def items(
         query: Annotated[str, Query(max_length=200)] = "",
         page: Annotated[int, Query(ge=1, le=1_000_000)] = 1,
@@ -676,7 +723,7 @@ def create_app(recommender: Recommender, settings: ServerSettings | None = None,
     ) -> ItemsAnswer:
         return await run_in_threadpool(service.served.search, query, page, page_size)
 
-    @app.put("/items", summary="Add items, which are named by their texts; nothing is trained")
+    @router.put("/items", summary="Add items, which are named by their texts; nothing is trained")
     async def add(body: Annotated[NewItemsBody, Body()]) -> StateAnswer:
         def longer(now: _Served) -> _Served:
             rows = [item.model_dump(exclude_none=True) for item in body.items]
@@ -691,7 +738,7 @@ def create_app(recommender: Recommender, settings: ServerSettings | None = None,
 
         return await service.change("items", longer)
 
-    @app.delete("/items/{item_id:path}", summary="Remove an item")
+    @router.delete("/items/{item_id:path}", summary="Remove an item")
     async def remove(item_id: str) -> StateAnswer:
         def shorter(now: _Served) -> _Served:
             if item_id not in now.recommender.items:
@@ -702,25 +749,25 @@ def create_app(recommender: Recommender, settings: ServerSettings | None = None,
 
         return await service.change("items", shorter)
 
-    @app.post("/models", summary="Switch to another run, with its own catalogue, without a failed request")
+    @router.post("/models", summary="Switch to another run, with its own catalogue, without a failed request")
     async def switch(body: Annotated[ModelBody, Body()]) -> StateAnswer:
         return await service.change("model", lambda _: service.load(body.run))
 
-    @app.get("/health", summary="Whether the process lives")
+    @router.get("/health", summary="Whether the process lives")
     async def health() -> dict[str, str]:
         return {"status": "alive"}
 
-    @app.get("/ready", summary="Whether it takes requests, and what it serves")
+    @router.get("/ready", summary="Whether it takes requests, and what it serves")
     async def ready() -> StateAnswer:
         if service.stopping:
             raise _stopping()
-        return service.served.state()
+        return service.state()
 
-    @app.get("/metrics", summary="Figures for Prometheus", response_class=Response)
+    @router.get("/metrics", summary="Figures for Prometheus", response_class=Response)
     async def metrics() -> Response:
         return Response(prometheus.generate_latest(service.registry), media_type="text/plain; version=0.0.4")
 
-    return app
+    return router
 
 
 def _listed(found: Sequence[Any]) -> list[Recommended]:
@@ -741,7 +788,7 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         if self.started:
             host, port = self.servers[0].sockets[0].getsockname()[:2]
-            say(f"  serving at http://{f'[{host}]' if ':' in host else host}:{port}, how to ask: /docs")
+            say(f"  serving at http://{f'[{host}]' if ':' in host else host}:{port}, a page to try it; how to ask: /docs")
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
         self._service.stopping = True
@@ -750,12 +797,15 @@ class _Server(uvicorn.Server):
         self.should_exit = True
 
 
-def serve(run: str | Path, settings: ServerSettings | None = None) -> None:
+def serve(
+    run: str | Path, settings: ServerSettings | None = None, compare: str | Path | None = None
+) -> None:
     """Serves a run until SIGTERM or SIGINT, and then returns when every request that was taken has its answer.
 
     Args:
         run: Folder of a finished run, or a Hub id.
         settings: How.
+        compare: A second run, which answers below ``/compare``; its model is held in memory too.
 
     Raises:
         RunError: If the run cannot be served, or the address cannot be listened on.
@@ -763,7 +813,8 @@ def serve(run: str | Path, settings: ServerSettings | None = None) -> None:
     settings = settings or ServerSettings()
     if settings.token is None and settings.host not in ("127.0.0.1", "::1", "localhost"):
         say(f"  warning: {settings.host} can be reached by others, and no token is asked for (--token-env)")
-    app = create_app(Recommender.from_pretrained(run), settings, Path(run).name)
+    second = None if compare is None else (Recommender.from_pretrained(compare), Path(compare).name)
+    app = create_app(Recommender.from_pretrained(run), settings, Path(run).name, second)
     service: Service = app.state.service
     config = uvicorn.Config(
         app,
