@@ -107,7 +107,8 @@ class Picker {
     this.chosen.setAttribute("aria-label", `${this.name}: chosen`);
     this.input.addEventListener("input", () => this.searchSoon());
     this.input.addEventListener("keydown", (event) => this.key(event));
-    this.input.addEventListener("blur", () => this.close());
+    // The question for a token takes the focus, and the search goes on behind it.
+    this.input.addEventListener("blur", () => byId("token-dialog").open || this.close());
     this.popup.addEventListener("mousedown", (event) => event.preventDefault()); // the input keeps the focus
     this.list.addEventListener("click", (event) => {
       const option = event.target.closest("[role=option]");
@@ -227,6 +228,7 @@ class Answer {
     this.tree = this.find("details");
     this.find("h2").textContent = state.run;
     this.root.setAttribute("aria-label", `Run ${state.run}`);
+    this.tree.setAttribute("aria-label", `Beam tree of ${state.run}`);
     this.tree.addEventListener("toggle", () => this.tree.open && this.explain());
     byId("answers").append(part);
   }
@@ -300,6 +302,7 @@ class Answer {
   }
 
   async explain(item) {
+    if (!this.asked) return; // opened in the moment in which the list went
     const { signal } = this.asked;
     if (item) this.why = item;
     if (item && !this.tree.open) {
@@ -360,7 +363,7 @@ class Answer {
     };
     this.find(".branches").replaceChildren(...tree.branches.map((branch) => draw(branch)[0]));
     this.find(".levels").replaceChildren(...tree.levels.map((level, place) => made("li", "",
-      `Level ${place + 1}: ${level.kept.toLocaleString("en")} of ${counted(level.prefixes, "prefix").replace(/xs$/, "xes")} kept, ` +
+      `Level ${place + 1}: prefixes kept ${level.kept.toLocaleString("en")} of ${level.prefixes.toLocaleString("en")}, ` +
       `with ${(100 * level.share).toFixed(1)}% of the probability`)));
     this.explainPath(target, path, tree.levels);
   }
