@@ -1,6 +1,7 @@
 // The page of the server. All that it shows comes as text: nothing of an answer is ever read as HTML.
 
 const SHOWN = 8; // titles of a search
+const FIELDS = { k: "Items wanted", beams: "Beams" };
 let token = null; // in memory alone
 let asking = null; // the one dialog that asks for it
 
@@ -78,7 +79,8 @@ async function call(path, body, signal) {
   }
   if (!response.ok) {
     const wait = response.headers.get("Retry-After");
-    const said = answer.error?.message ?? `The server answered ${response.status}.`;
+    const said = (answer.error?.message ?? `The server answered ${response.status}.`)
+      .replace(/\bbody\.(k|beams)\b/g, (_, field) => FIELDS[field]); // as the page calls them
     throw new Refused(wait ? `${said} Try again in ${wait} s.` : said);
   }
   return answer;
@@ -343,7 +345,7 @@ class Answer {
       const places = branch.places.map((place) => `${place}.`).join(", ");
       const more = branch.num_items - branch.titles.length;
       const titles = branch.titles.join("; ") + (more > 0 ? ` and ${more.toLocaleString("en")} more` : "");
-      head.append(made("code", "", branch.code.at(-1)), bar(Math.exp(branch.score - best)), made("span", "score", `p ${probability(branch.score)}`));
+      head.append(bar(Math.exp(branch.score - best)), made("span", "score", `p ${probability(branch.score)}`), made("code", "", branch.code.at(-1)));
       if (branch.complete) head.append(made("span", "titles", `${places || "not in the list:"} ${titles}`));
       else if (!inner.length) head.append(made("span", "titles", `dropped, with ${counted(branch.num_items, "item")}: ${titles}`));
       else head.append(made("span", "titles", counted(branch.num_items, "item")));
@@ -400,10 +402,10 @@ function say(text) {
 }
 
 // Returns the number of a field, null where it is empty; throws Refused where it holds something else.
-function whole(id, name) {
+function whole(id) {
   const field = byId(id);
   const value = field.value === "" ? null : Number(field.value);
-  if (field.validity.badInput || (value !== null && !Number.isInteger(value))) throw new Refused(`${name} takes a whole number.`);
+  if (field.validity.badInput || (value !== null && !Number.isInteger(value))) throw new Refused(`${FIELDS[id]} takes a whole number.`);
   return value;
 }
 
@@ -414,7 +416,7 @@ function body() {
     exclude: pickers.exclude.ids(),
     unknown: "skip",
   };
-  const given = { allow: pickers.allow.ids(), k: whole("k", "Items wanted"), beams: whole("beams", "Beams"), method: byId("method").value };
+  const given = { allow: pickers.allow.ids(), k: whole("k"), beams: whole("beams"), method: byId("method").value };
   if (given.allow.length) asked.allow = given.allow;
   if (given.k !== null) asked.k = given.k;
   if (given.beams !== null) asked.beams = given.beams;
@@ -449,6 +451,7 @@ function changed() {
 
 async function begin() {
   for (const root of document.querySelectorAll(".picker")) pickers[root.dataset.name] = new Picker(root, changed);
+  byId("settings").open = matchMedia("(min-width: 52.01rem)").matches; // on a phone the list comes first
   byId("ask").addEventListener("submit", (event) => event.preventDefault());
   for (const id of ["exclude-history", "k", "beams", "method"]) byId(id).addEventListener("input", changed);
   let state;
