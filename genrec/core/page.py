@@ -24,9 +24,9 @@ from genrec.core.errors import require
 from genrec.core.files import atomic_path
 
 DASH, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
-NUMCOLOURS = 8
+NUM_COLOURS = 8
 # Stand-ins that matplotlib draws with and to_svg replaces by the style sheet's names.
-ROLES = {f"#0001{n:02x}": f"var(--m{n})" for n in range(NUMCOLOURS)} | {
+ROLES = {f"#0001{n:02x}": f"var(--m{n})" for n in range(NUM_COLOURS)} | {
     "#000200": "var(--text)",
     "#000201": "var(--muted)",
     "#000202": "var(--rule)",

@@ -788,7 +788,9 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         if self.started:
             host, port = self.servers[0].sockets[0].getsockname()[:2]
-            say(f"  serving at http://{f'[{host}]' if ':' in host else host}:{port}, a page to try it; how to ask: /docs")
+            say(
+                f"  serving at http://{f'[{host}]' if ':' in host else host}:{port}, a page to try it; how to ask: /docs"
+            )
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
         self._service.stopping = True
@@ -797,9 +799,7 @@ class _Server(uvicorn.Server):
         self.should_exit = True
 
 
-def serve(
-    run: str | Path, settings: ServerSettings | None = None, compare: str | Path | None = None
-) -> None:
+def serve(run: str | Path, settings: ServerSettings | None = None, compare: str | Path | None = None) -> None:
     """Serves a run until SIGTERM or SIGINT, and then returns when every request that was taken has its answer.
 
     Args:

@@ -60,7 +60,8 @@ def served(app):
     try:
         until = time.monotonic() + 20
         while not server.started:
-            assert thread.is_alive() and time.monotonic() < until, "the server did not start"
+            assert thread.is_alive(), "the server did not start"
+            assert time.monotonic() < until, "the server did not start in 20 s"
             time.sleep(0.02)
         yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     finally:
@@ -141,9 +142,7 @@ def test_search_by_keyboard_and_lists_of_both_runs_are_the_apis(new_page, addres
     body = {"history": ["i1"]}
     for run in ("one", "two"):
         items = shows(page, run, address, body)
-        said = [
-            f"p {math.exp(item['score']):.4f}" for item in items if math.exp(item["score"]) >= 0.001
-        ]
+        said = [f"p {math.exp(item['score']):.4f}" for item in items if math.exp(item["score"]) >= 0.001]
         expect(column(page, run).locator(".list .score")).to_have_text(said)
     offline = runs[0].recommend([["i1"]], k=10)[0]
     expect(column(page, "one").locator(".list .title")).to_have_text([item.title for item in offline])
