@@ -145,6 +145,7 @@ def build_parser() -> argparse.ArgumentParser:
     batch.add_argument(
         "--unknown", choices=("error", "skip", "title"), default="error", help="as genrec recommend"
     )
+    _add_dtype(batch)
     batch.add_argument("--rows-per-part", type=int, default=10_000, help="rows of a file (default 10,000)")
     update = commands.add_parser(
         "update",
@@ -179,12 +180,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="transformers (default), vllm or sglang: what its README is about",
     )
-    export.add_argument(
-        "--dtype",
-        choices=("auto", "float32", "bfloat16"),
-        default="auto",
-        help="type of the weights (default: that of the backbone in training)",
-    )
+    _add_dtype(export)
     _add_serving(commands.add_parser("serve", help="answer over HTTP: recommend, score, explain, items"))
     push = commands.add_parser(
         "push", help="upload a run (without user histories), an index or a prepared data set to the Hub"
@@ -350,7 +346,7 @@ def _batch(options: argparse.Namespace) -> None:
 
     folder = recommend_to(
         options.out,
-        Recommender.from_pretrained(options.run),
+        Recommender.from_pretrained(options.run, options.dtype),
         options.histories,
         k=options.k,
         exclude_history=not options.allow_seen,
@@ -586,6 +582,15 @@ def _keys() -> None:
         print(f"{key} = {default}\n    {description}")
 
 
+def _add_dtype(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16"),
+        default="auto",
+        help="type of the weights (default: that of the backbone in training)",
+    )
+
+
 def _add_serving(command: argparse.ArgumentParser) -> None:
     command.add_argument("run", help="folder of a finished run, or a Hub id")
     command.add_argument(
@@ -603,6 +608,7 @@ def _add_serving(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--compare", metavar="RUN", help="a second run, served below /compare and shown beside on the page"
     )
+    _add_dtype(command)
     command.add_argument("--max-batch", type=int, default=16, help="requests answered together (default 16)")
     command.add_argument(
         "--max-wait-ms",

@@ -25,6 +25,7 @@ import uvicorn
 from fastapi import APIRouter, Body, FastAPI, Query
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
+from fastapi_offline import FastAPIOffline
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -40,8 +41,9 @@ from genrec.decoding.settings import Method
 from genrec.serving.batching import Batcher, Refused
 from genrec.serving.recommender import Ask, Recommender, Unknown
 
-# Asked by whoever watches the server or reads how to ask it: no token, and no limit.
 _PAGE = {"/": "index.html", "/page.js": "page.js", "/page.css": "page.css"}
+# Asked by whoever watches the server or reads how to ask it: no token, and no limit.
+_DOCS_FILES = "/docs-files"
 _OPEN = ("/health", "/ready", "/docs", "/openapi.json", *_PAGE)
 _PATHS = ("recommend", "score", "explain", "items", "models", "metrics", "health", "ready", "compare")
 # Clients whose rate is remembered; the one not seen for longest is forgotten first.
@@ -72,6 +74,7 @@ class ServerSettings:
             with 408.
         max_body_bytes: Of a request.
         rate_limit: Requests a second of one client's address, and twice as many at once; None is no limit.
+        dtype: Type of frozen weights, as ``Recommender.from_pretrained``.
     """
 
     host: str = "127.0.0.1"
@@ -84,6 +87,7 @@ class ServerSettings:
     timeout_s: float = 30.0
     max_body_bytes: int = 1_000_000
     rate_limit: float | None = None
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
 
     def __post_init__(self) -> None:
         for name in ("max_batch", "max_queue", "max_body_bytes", "timeout_s", "rate_limit"):
@@ -452,7 +456,7 @@ class Service:
         if not path.is_dir():
             raise ApiError(404, "unknown_run", f"There is no run {name!r} below the models root.")
         try:
-            recommender = Recommender.from_pretrained(path)
+            recommender = Recommender.from_pretrained(path, self.settings.dtype)
             recommender.recommend([[]], k=1)
         except GenrecError as error:
             raise ApiError(422, "not_possible", f"{error} The run that was served stays.") from error
@@ -566,7 +570,7 @@ class _Guard:
     async def _admitted(self, scope: Scope, receive: Receive) -> Receive:
         """Returns a ``receive`` that has the whole body; raises ApiError where the request is not taken."""
         service, settings = self._service, self._service.settings
-        if scope["path"] not in _OPEN:
+        if scope["path"] not in _OPEN and not scope["path"].startswith(f"{_DOCS_FILES}/"):
             if service.stopping:
                 raise _stopping()
             headers = dict(scope["headers"])
@@ -637,7 +641,8 @@ def create_app(
         status: {"model": ErrorAnswer, "description": HTTPStatus(status).phrase}
         for status in (400, 401, 403, 404, 405, 408, 409, 413, 422, 429, 500, 503, 504)
     }
-    app = FastAPI(
+    app = FastAPIOffline(  # /docs with its script and style, which FastAPI's own would fetch from a public network
+        static_url=_DOCS_FILES,
         title="genrec",
         version=__version__,
         description="Recommends items that exist. Every error has one form: error.code for programs, error.message for people.",
@@ -813,8 +818,11 @@ def serve(run: str | Path, settings: ServerSettings | None = None, compare: str 
     settings = settings or ServerSettings()
     if settings.token is None and settings.host not in ("127.0.0.1", "::1", "localhost"):
         say(f"  warning: {settings.host} can be reached by others, and no token is asked for (--token-env)")
-    second = None if compare is None else (Recommender.from_pretrained(compare), Path(compare).name)
-    app = create_app(Recommender.from_pretrained(run), settings, Path(run).name, second)
+    first = Recommender.from_pretrained(run, settings.dtype)
+    second = None
+    if compare is not None:
+        second = (Recommender.from_pretrained(compare, settings.dtype), Path(compare).name)
+    app = create_app(first, settings, Path(run).name, second)
     service: Service = app.state.service
     config = uvicorn.Config(
         app,

@@ -90,7 +90,7 @@ def new_page(browser):
     """Opens pages; at the end none of them has failed or asked anyone but its server."""
     pages = []
 
-    def opened(address, **options):
+    def opened(address, path="/", **options):
         page = browser.new_page(**options)
         page.set_default_timeout(10_000)
         asked, failed = [], []
@@ -100,7 +100,7 @@ def new_page(browser):
             "console",
             lambda said: "Content Security Policy" in said.text and failed.append(said.text),
         )
-        page.goto(address)
+        page.goto(f"{address}{path}")
         pages.append((page, address, asked, failed))
         return page
 
@@ -306,6 +306,11 @@ def test_a_token_is_asked_for_and_stored_nowhere(new_page, runs):
         dialog.press("Escape")  # without a token, the reason stands where titles would
         expect(page.get_by_role("status")).to_contain_text("Send the server's token")
         page.close()
+
+
+def test_the_page_of_the_api_needs_no_other_server(new_page, address):
+    page = new_page(address, "/docs")
+    expect(page.get_by_text("The best items for a history or a user").first).to_be_visible()
 
 
 def test_the_page_is_open_and_strict_and_a_second_run_is_not_there_unasked(runs, address):

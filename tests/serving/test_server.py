@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -212,6 +213,10 @@ def test_health_metrics_and_the_page_of_the_api(client):
 
 def test_a_token_is_asked_for_and_health_is_open(one):
     with TestClient(create_app(one, ServerSettings(token="sesame"))) as client:
+        docs = client.get("/docs").text
+        files = re.findall(r'(?:src|href)="([^"]*)"', docs)
+        assert len(files) == 3
+        assert all(file.startswith("/") and client.get(file).status_code == 200 for file in files)
         for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic sesame"}):
             answer = client.post("/recommend", json={"history": []}, headers=headers)
             assert (answer.status_code, answer.json()["error"]["code"]) == (401, "unauthorised")
@@ -320,6 +325,17 @@ def test_another_run_takes_over_and_a_broken_one_does_not(client, root, two, tmp
 def test_without_a_models_root_no_other_run_is_served(one):
     with TestClient(create_app(one)) as client:
         assert client.post("/models", json={"run": "two"}).status_code == 403
+
+
+def test_a_run_that_is_switched_to_has_the_servers_type_of_weights(root, one):
+    settings = ServerSettings(models_root=root, dtype="bfloat16")
+    body = {"history": ["i1", "i4"], "k": 20, "beams": 24}
+    with TestClient(create_app(one, settings)) as client:
+        client.post("/models", json={"run": "one"}).raise_for_status()
+        found = client.post("/recommend", json=body).json()
+    rounded = Recommender.from_pretrained(root / "one", "bfloat16")
+    assert is_answer(found, expected(rounded, "/recommend", body))
+    assert not is_answer(found, expected(one, "/recommend", body))
 
 
 def test_changes_under_load_lose_nothing(root, one, two):
