@@ -17,7 +17,7 @@ test: $(VENV)/.dev
 	$(TOGETHER)
 
 test-unit: $(VENV)/.dev
-	$(TOGETHER) -m "not slow and not gpu and not model and not data and not large and not spark"
+	$(TOGETHER) -m "not slow and not gpu and not model and not data and not large and not spark and not ray"
 
 test-slow: $(VENV)/.dev
 	$(BIN)/pytest -m slow

@@ -28,9 +28,11 @@ from genrec.recipe import load_recipe, recipe_keys
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 RECIPES = ROOT / "recipes"
+NOTEBOOKS = DOCS / "notebooks"
 WORTH = ROOT / "benchmarks" / "indexing" / "results"
+SERVING = ROOT / "benchmarks" / "serving" / "results"
 STAGES = Pipeline(load_recipe("quickstart")).stages
-BLOCK = re.compile(r"(<!-- written: (\w+) ?(.*?) -->\n).*?(<!-- /written -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- written: (\w+)(?: ([^\n]*?))? -->\n).*?(<!-- /written -->)", re.DOTALL)
 
 HEAD_KEYS = ("What it is", "Paper", "Why so", "Data", "Hardware", "Expected metrics", "Launch")
 # The first line of what a paper does and what a recipe does: words apart by a gap.
@@ -160,10 +162,87 @@ def worth_table(schemes: str) -> str:
     return "\n".join(lines) if len(lines) > 2 else "Not measured."
 
 
+def _latest(name: str) -> dict[str, Any] | None:
+    """Returns the newest result of a measurement of the server that counts."""
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in SERVING.glob(f"{name}-????????.json")]
+    return max(found, key=lambda result: result["date"], default=None)
+
+
+def _measured(result: dict[str, Any]) -> str:
+    hardware = result["hardware"]
+    return (
+        f"`{result['command']}`, commit {result['commit'][:8]}, {hardware['cpu']}, {hardware['cores']} cores."
+    )
+
+
+def load_table() -> str:
+    """Returns what the server did under load, from the newest result of benchmarks/serving/load.py."""
+    if (result := _latest("load")) is None:
+        return "Not measured."
+    lines = [
+        "| traffic | clients | minutes | answers | a second | p50 ms | p99 ms | refused (503) | wrong | lost | server MB |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|---|",
+    ]
+    phases = result["phases"]
+    for key, name in {
+        "one_at_a_time": "one at a time",
+        "saturation": "saturation",
+        "beyond": "beyond it",
+    }.items():
+        seen = phases[key]
+        sizes = [size for _, size in seen["memory_mb"]]
+        after_third = sizes[len(sizes) // 3 :]
+        lines.append(
+            f"| {name} | {seen['clients']} | {seen['wall_s'] / 60:.0f} | {seen['answers']:,} | {seen['per_s']:.1f} | "
+            f"{seen['p50_ms']:.0f} | {seen['p99_ms']:.0f} | {seen['statuses'].get('503', 0):,} | {seen['wrong']} | {seen['lost']} | "
+            f"{sizes[0]:.0f} at first, then {min(after_third):.0f} to {max(after_third):.0f} |"
+        )
+    changes = phases["saturation"]["changes"]
+    said = (
+        f"{result['speed_up']:.2f} times as many answers a second as one at a time. During saturation the model was switched "
+        f"{changes.get('model', 0)} times and an item removed {changes.get('items', 0)} times."
+    )
+    for key in ("sigterm", "sigterm_beyond"):
+        end = phases[key]
+        said += (
+            f" SIGTERM among {end['during']:,} answers: {end['taken']:,} requests taken in the server's life, {end['answered']:,} "
+            f"answered, {end['received']:,} answers received."
+        )
+    return "\n".join(lines) + f"\n\n{said} {_measured(result)}"
+
+
+def replicas_table() -> str:
+    """Returns what replicas did beside one process, from the newest result of benchmarks/serving/replicas.py."""
+    if (result := _latest("replicas")) is None:
+        return "Not measured."
+    lines = ["| | answers | a second | p50 ms | p99 ms | wrong | lost |", "|---|--:|--:|--:|--:|--:|--:|"]
+    lines += [
+        f"| {name} | {seen['answers']:,} | {seen['per_s']:.1f} | {seen['p50_ms']:.0f} | {seen['p99_ms']:.0f} | {seen['wrong']} | "
+        f"{seen['lost']} |"
+        for name, seen in result["servers"].items()
+    ]
+    return "\n".join(lines) + f"\n\n{_measured(result)}"
+
+
+def batch_text() -> str:
+    """Returns what one and two processes took for the same users, from the newest result of benchmarks/serving/batch.py."""
+    if (result := _latest("batch")) is None:
+        return "Not measured."
+    rates = ", ".join(
+        f"{name} {seconds:.0f} s ({result['users'] / seconds:.0f} users a second)"
+        for name, seconds in result["seconds"].items()
+    )
+    equal = "equal, item for item and score for score" if result["equal"] else "NOT equal"
+    return f"{result['users']:,} users, starts included: {rates}; the {result['parts']} parts are {equal}. {_measured(result)}"
+
+
 WRITERS: dict[str, Callable[..., str]] = {
     "recipes": recipe_table,
     "results": method_results,
     "worth": worth_table,
+    "load": load_table,
+    "replicas": replicas_table,
+    "batch": batch_text,
 }
 
 
@@ -401,11 +480,25 @@ def recipe_files_page() -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def notebook_page(path: Path) -> str:
+    """Returns a notebook, which is a script with cells (``# %%``, ``# %% [markdown]``), as a page."""
+    parts = []
+    for cell in re.split(r"^# %%", path.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]:
+        kind, _, text = cell.partition("\n")
+        if kind.strip() == "[markdown]":
+            parts.append("\n".join(re.sub("^# ?", "", line) for line in text.strip().splitlines()))
+        else:
+            parts.append(f"```python\n{text.strip()}\n```")
+    as_script = f"This page is a script, [{path.name}]({path.name}), that a test of the project runs; Jupyter opens it with jupytext."
+    return "\n\n".join([parts[0], as_script, *parts[1:]]) + "\n"
+
+
 def on_files(files: Any, config: Any) -> Any:
     """Adds the pages that are made while the site is built."""
     from mkdocs.structure.files import File
 
     made = {"reference/keys.md": keys_page(), "reference/recipes.md": recipe_files_page()} | dict(api_pages())
+    made |= {f"notebooks/{path.stem}.md": notebook_page(path) for path in NOTEBOOKS.glob("*.py")}
     made |= {page: (ROOT / source).read_text(encoding="utf-8") for source, page in PAGES.items()}
     for page, text in made.items():
         files.append(File.generated(config, page, content=text))

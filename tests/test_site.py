@@ -66,6 +66,14 @@ name: mine
     )
 
 
+def test_blocks_without_arguments_that_stand_after_one_another_are_blocks_of_their_own():
+    text = (
+        "<!-- written: recipes -->\n<!-- /written -->\nbetween\n<!-- written: recipes -->\n<!-- /written -->"
+    )
+    assert build_site.renewed(text).count(build_site.recipe_table()) == 2
+    assert "\nbetween\n" in build_site.renewed(text)
+
+
 def test_a_block_that_names_no_writer_or_is_open_is_an_error():
     with pytest.raises(RunError, match="no writer 'nothing'"):
         build_site.renewed("<!-- written: nothing -->\n<!-- /written -->")
@@ -85,6 +93,19 @@ def test_every_key_is_on_the_page_of_keys():
 
     page = build_site.keys_page()
     assert all(f"| `{key}` |" in page for key, _, _ in recipe_keys())
+
+
+def test_a_notebook_becomes_a_page_with_its_code():
+    for path in build_site.NOTEBOOKS.glob("*.py"):
+        page = build_site.notebook_page(path)
+        assert page.startswith("# ")
+        code = "\n".join(re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE))
+        written = [
+            line
+            for line in path.read_text(encoding="utf-8").splitlines()
+            if line and not line.startswith("#")
+        ]
+        assert [line for line in code.splitlines() if line and not line.startswith("#")] == written
 
 
 @pytest.fixture(scope="module")

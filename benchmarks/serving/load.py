@@ -12,6 +12,7 @@ The clients are one process, and share the cores with what they measure: how muc
 """
 
 import argparse
+import dataclasses
 import itertools
 import json
 import math
@@ -111,6 +112,17 @@ def offline(recommender: Recommender, path: str, body: dict[str, Any]) -> Any:
     return [(item.item_id, item.score) for item in found]
 
 
+def asked(ids: list[str], states: list[Recommender], num: int) -> list[Question]:
+    """Returns mixed requests with what is right in each state, computed without a server."""
+    say(f"  {num:,} requests are answered offline, in {len(states)} states of the server")
+    titles, made = {item: states[0].items.title(item) for item in ids}, []
+    for path, body in requests(ids, titles, num, seed=0):
+        url = f"/items?{urllib.parse.urlencode(body)}" if path == "items" else f"/{path}"
+        right = [offline(each, path, body) for each in states]
+        made.append(Question(url, None if path == "items" else body, right))
+    return made
+
+
 def agrees(question: Question, answer: dict[str, Any]) -> bool:
     """Whether an answer is right in one of the states."""
     if question.body is None:
@@ -182,7 +194,7 @@ class Client(locust.FastHttpUser):
 class Server:
     """``genrec serve`` as a process of its own, and all answers that it gave."""
 
-    def __init__(self, run: Path, root: Path | None, queue: int) -> None:
+    def __init__(self, run: Path, root: Path | None = None, queue: int = 256) -> None:
         command = [sys.executable, "-m", "genrec", "serve", str(run), "--port", "0"]
         command += ["--max-queue", str(queue), "--dtype", "float32"]
         if root is not None:
@@ -195,6 +207,13 @@ class Server:
                 self.address = line.split()[2].rstrip(",")
                 return
         raise SystemExit("The server did not start.")
+
+    def cost(self) -> tuple[float, float]:
+        """Returns seconds of processor so far and MB of memory now, of all its processes."""
+        processes = [self.watched, *self.watched.children(recursive=True)]
+        return sum(sum(each.cpu_times()[:2]) for each in processes), sum(
+            each.memory_info().rss / 1e6 for each in processes
+        )
 
     def change(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
         """Returns the answer to a request that changes the server."""
@@ -216,12 +235,12 @@ class Server:
         """
         phase, memory = Phase(), []
         runner = clients_of(self, questions, phase)
-        cpu, own, began = sum(self.watched.cpu_times()[:2]), time.process_time(), time.perf_counter()
+        cpu, own, began = self.cost()[0], time.process_time(), time.perf_counter()
         runner.start(clients, spawn_rate=clients)
         over = gevent.event.Event()
         changing = gevent.spawn(changes, over) if changes else None
         while (now := time.perf_counter() - began) < seconds:
-            memory.append([round(now, 1), self.watched.memory_info().rss / 1e6])
+            memory.append([round(now, 1), self.cost()[1]])
             gevent.sleep(min(10.0, seconds / 12, max(0.05, seconds - now)))
         over.set()
         if changing:
@@ -238,7 +257,7 @@ class Server:
             "lost": len(phase.lost),
             "first_wrong": phase.wrong[:3],
             "first_lost": phase.lost[:3],
-            "server_cores": (sum(self.watched.cpu_times()[:2]) - cpu) / wall,
+            "server_cores": (self.cost()[0] - cpu) / wall,
             "client_cores": (time.process_time() - own) / wall,
             "memory_mb": memory,
         }
@@ -316,15 +335,8 @@ def main() -> None:
     ((gone, _),) = tops.most_common(1)
     common.remove(gone)
     states = [each for whole in recommenders for each in (whole, whole.remove([gone]))]
-    asked = requests(common, {item: first.items.title(item) for item in common}, options.requests, seed=0)
-    say(f"  {len(asked):,} requests are answered offline, in {len(states)} states of the server")
-    questions, steady = [], []
-    for path, body in asked:
-        right = [offline(each, path, body) for each in states]
-        url = f"/items?{urllib.parse.urlencode(body)}" if path == "items" else f"/{path}"
-        sent = None if path == "items" else body
-        questions.append(Question(url, sent, right))
-        steady.append(Question(url, sent, right[:1]))
+    questions = asked(common, states, options.requests)
+    steady = [dataclasses.replace(question, right=question.right[:1]) for question in questions]
     del recommenders, states, first
 
     saturated = options.minutes * 60 * 2 / 3
@@ -341,7 +353,7 @@ def main() -> None:
                 server.change("POST", "/models", {"run": runs[turn // 2 % len(runs)].resolve().name})
                 switches["model"] += 1
 
-    result |= {"run": str(options.run), "items": len(common) + 1, "requests": len(asked), "phases": {}}
+    result |= {"run": str(options.run), "items": len(common) + 1, "requests": len(questions), "phases": {}}
     phases = result["phases"]
     server = Server(options.run, root, 256)
     server.traffic(steady, 4, min(10.0, saturated / 10))  # warm

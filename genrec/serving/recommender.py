@@ -27,7 +27,7 @@ from genrec.core.errors import (
     UnknownItemError,
     nearest,
 )
-from genrec.core.files import hash_folder, hash_value, megabytes, read_json
+from genrec.core.files import hash_folder, hash_value, megabytes, read_json, write_json
 from genrec.core.hub import check_repo_id, pull, push, without_private_paths
 from genrec.core.progress import say
 from genrec.data_prep import ItemCatalog, ItemId, UserId, check_manifest
@@ -794,8 +794,8 @@ class Recommender:
     def save_pretrained(self, folder: str | Path) -> Path:
         """Writes what another machine needs to recommend, and says how many MB it is.
 
-        That is the adapter with its identifier rows, tokenizer, index, catalogue, card, recipe and metrics;
-        the frozen backbone is named, not written, and user histories stay here. The home folder is called ``~`` in it.
+        That is the adapter with its identifier rows, tokenizer, index, catalogue (with what ``extend`` and ``remove`` changed), card,
+        recipe and metrics; the frozen backbone is named, not written, and user histories stay here. The home folder is called ``~`` in it.
 
         Raises:
             RunError: If the disk refuses.
@@ -814,11 +814,32 @@ class Recommender:
                 elif source.exists():
                     shutil.copyfile(source, folder / name)
                 without_private_paths(folder / name)
+            self._write_catalogue(folder)
             seal(folder, teacher)
         except OSError as error:
             raise RunError(f"Could not write {folder}: {error}") from error
         say(f"  saved {folder} ({megabytes(folder):.1f} MB)")
         return folder
+
+    def _write_catalogue(self, folder: Path) -> None:
+        """Puts the catalogue and its index in the place of the run's, where they were changed, and says so in the card."""
+        from genrec.models.recommender_model import ABOUT_FILE
+
+        index, before = self._decoder.index, ItemCatalog.load(self.run_dir / ITEMS).item_ids
+        if index.hash == self._decoder.model.about["index_hash"] and self.items.item_ids == before:
+            return
+        self.items.write(folder / ITEMS)
+        shutil.rmtree(folder / INDEX)
+        index.save(folder / INDEX)
+        about = read_json(folder / MODEL / ABOUT_FILE)
+        write_json(folder / MODEL / ABOUT_FILE, about | {"index_hash": index.hash})
+        added, removed = len(set(self.items.item_ids) - {*before}), len(set(before) - {*self.items.item_ids})
+        if (card := folder / "README.md").exists():
+            with card.open("a", encoding="utf-8") as file:
+                file.write(
+                    "\n## Changed catalogue\n\nWhat stands above was measured before the catalogue changed: "
+                    f"{added:,} item{' was' if added == 1 else 's were'} added and {removed:,} removed, and nothing was trained.\n"
+                )
 
     def merge_and_save(
         self,

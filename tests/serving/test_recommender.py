@@ -143,6 +143,21 @@ def test_save_pretrained_writes_what_is_needed_and_no_user(run, recommender, tmp
         again.history("u1")
 
 
+def test_a_catalogue_that_was_changed_is_saved_as_it_is(recommender, tmp_path):
+    new = ItemCatalog.from_titles({"n1": "red lamp", "n2": "quiet radio"})
+    changed = recommender.extend(new).remove(["i3", "n1"])
+    asked = {"k": 26, "exclude_history": False, "beams": 40}
+    again = Recommender.from_pretrained(changed.save_pretrained(tmp_path / "changed"))
+    assert set(again.items.item_ids) == {*recommender.items.item_ids, "n2"} - {"i3"}
+    assert again.recommend([["i1", "n2"]], **asked) == changed.recommend([["i1", "n2"]], **asked)
+    card = (tmp_path / "changed" / "README.md").read_text()
+    assert "1 item was added and 1 removed" in card
+    back = again.remove(["n2"]).save_pretrained(tmp_path / "back")
+    assert set(Recommender.from_pretrained(back).items.item_ids) == set(recommender.items.item_ids) - {"i3"}
+    titled = changed.extend(ItemCatalog.from_titles({"n3": "old book"}), titles_only=True)
+    assert "n3" in Recommender.from_pretrained(titled.save_pretrained(tmp_path / "titled")).items
+
+
 def test_new_items_are_recommended_without_training_and_others_leave(recommender):
     new = ItemCatalog.from_titles({"n1": "red lamp", "n2": "quiet radio"})
     longer = recommender.extend(new)
