@@ -59,7 +59,7 @@ def address(run, tmp_path):
     with (tmp_path / "said").open("wb") as out:
         process = subprocess.Popen(command, env=os.environ | said, stdout=out, stderr=subprocess.STDOUT)
         try:
-            until = time.monotonic() + 120
+            until = time.monotonic() + 300
             while not ready(f"http://127.0.0.1:{port}"):
                 assert process.poll() is None, (tmp_path / "said").read_text()[-3000:]
                 assert time.monotonic() < until, (tmp_path / "said").read_text()[-3000:]
