@@ -24,6 +24,7 @@ from genrec.tasks import TaskSettings, build_dataset
 from genrec.training import ModelSettings, TrainSettings, finetune
 
 ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.model
 TOKEN = {"Authorization": "Bearer sesame"}
 
 
@@ -78,23 +79,29 @@ def ready(address):
         return False
 
 
-@pytest.mark.model
 @pytest.mark.ray
 def test_two_replicas_answer_as_one_process_and_refuse_what_one_alone_would_know(run, address):
     offline, histories = Recommender.from_pretrained(run), [["i1"], ["i4", "i2"], [], ["i12"] * 3]
 
     with httpx.Client(base_url=address, headers=TOKEN, timeout=60) as client, ThreadPoolExecutor(16) as many:
-        bodies = [{"history": histories[n % 4], "k": 5 + n % 3} for n in range(64)]
-        answers = list(many.map(lambda body: client.post("/recommend", json=body), bodies))
-        for body, answer in zip(bodies, answers, strict=True):
-            (wanted,) = offline.recommend([body["history"]], k=body["k"])
-            found = answer.raise_for_status().json()["items"]
-            assert [item["item_id"] for item in found] == [item.item_id for item in wanted]
-            scores = [item["score"] for item in found]
-            assert scores == pytest.approx([item.score for item in wanted], abs=1e-4)
-        states = list(many.map(lambda _: client.get("/ready").json(), range(64)))
-        assert len({state["replica"] for state in states}) == 2
+
+        def check():
+            bodies = [{"history": histories[n % 4], "k": 5 + n % 3} for n in range(64)]
+            answers = list(many.map(lambda body: client.post("/recommend", json=body), bodies))
+            for body, answer in zip(bodies, answers, strict=True):
+                (wanted,) = offline.recommend([body["history"]], k=body["k"])
+                found = answer.raise_for_status().json()["items"]
+                assert [item["item_id"] for item in found] == [item.item_id for item in wanted]
+                scores = [item["score"] for item in found]
+                assert scores == pytest.approx([item.score for item in wanted], abs=1e-4)
+
+        states = []  # the second replica may come later than the first
+        until = time.monotonic() + 120
+        while len({state["replica"] for state in states}) < 2:
+            assert time.monotonic() < until, states
+            states += list(many.map(lambda _: client.get("/ready").json(), range(32)))
         assert {state["run"] for state in states} == {"one"}
+        check()
 
         new = {"items": [{"item_id": "n1", "title": "red lamp"}]}
         for refused in (
