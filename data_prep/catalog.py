@@ -163,9 +163,11 @@ class ItemCatalog:
         """
         if twice := [item for item in items.item_ids if item in self]:
             raise DataError(f"{len(twice):,} items are in both catalogues, first {twice[0]!r}.")
+        empty = [name for name in items.table.column_names if items.table[name].null_count == len(items)]
+        added = items.table.drop_columns([name for name in empty if name in self.table.column_names])
         try:
-            return ItemCatalog(pa.concat_tables([self.table, items.table], promote_options="default"))
-        except pa.ArrowInvalid as error:
+            return ItemCatalog(pa.concat_tables([self.table, added], promote_options="default"))
+        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
             raise DataError(f"The two catalogues do not fit together: {error}") from error
 
     def select(self, item_ids: Sequence[ItemId]) -> ItemCatalog:

@@ -691,6 +691,9 @@ def in_memory() -> Iterator[DuckDBEngine]:
 
 def scan_table(engine: DuckDBEngine, table: pa.Table, name: str) -> Scan:
     """Returns an Arrow table as ``Engine.scan`` would; ``name`` is what errors call it."""
+    for place, (column, kind) in enumerate(zip(table.column_names, table.schema.types, strict=True)):
+        if pa.types.is_list(kind) and pa.types.is_null(kind.value_type):  # which DuckDB has no type for
+            table = table.set_column(place, column, table[place].cast(pa.list_(pa.string())))
     rows = pa.array(range(1, table.num_rows + 1), pa.int64())
     files = pa.array([0] * table.num_rows, pa.int64())
     put = engine.put(table.append_column("_row", rows).append_column("_file", files))

@@ -59,3 +59,22 @@ def test_untitled_items_are_counted_after_writing_and_choosing_too(tmp_path):
     assert ItemCatalog.load(tmp_path / "items.parquet").num_untitled == 2
     assert items.select(["3", "5"]).num_untitled == 1
     assert items.append(ItemCatalog.from_titles({"6": None})).num_untitled == 3
+
+
+def test_lists_without_texts_are_lists_of_texts():
+    bare = ItemCatalog.from_table(pa.table({"item_id": ["b"], "title": ["y"], "categories": [[]]}))
+    assert bare.texts() == ["y"]
+    listed = ItemCatalog.from_table(pa.table({"item_id": ["c"], "title": ["z"], "categories": [["k"]]}))
+    assert listed.append(bare).texts() == ["z k", "y"]
+
+
+def test_catalogues_whose_columns_differ_are_refused_unless_one_has_nothing_there():
+    listed = ItemCatalog.from_table(pa.table({"item_id": ["c"], "title": ["z"], "categories": [["k"]]}))
+    for wrong in (["text"], [3]):
+        other = ItemCatalog.from_table(pa.table({"item_id": ["b"], "title": ["y"], "categories": wrong}))
+        with pytest.raises(DataError, match="do not fit together"):
+            listed.append(other)
+    nothing = ItemCatalog.from_table(
+        pa.table({"item_id": ["b"], "title": ["y"], "categories": pa.array([None])})
+    )
+    assert listed.append(nothing).texts() == ["z k", "y"]

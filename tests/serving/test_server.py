@@ -285,6 +285,9 @@ def test_the_catalogue_changes_without_a_restart(client, one):
     body = {"history": ["n1"], "k": 26}
     assert is_answer(client.post("/recommend", json=body).json(), expected(longer, "/recommend", body))
     assert client.get("/items", params={"query": "zeppelin"}).json()["items"][0]["item_id"] == "a/b c"
+    bare = {"item_id": "n8", "title": "small lamp", "categories": []}  # found by the long fuzzing
+    assert client.put("/items", json={"items": [bare]}).status_code == 200
+    assert client.delete("/items/n8").status_code == 200
     again = client.put("/items", json={"items": new[:1]})
     assert (again.status_code, again.json()["error"]["code"]) == (409, "not_possible")
     twice = client.put("/items", json={"items": [{"item_id": "n9", "title": "x"}] * 2})
