@@ -31,10 +31,11 @@ def tuned(
     max_history=50,
     model=None,
     validate=None,
+    index=None,
     **changes,
 ):
     split = leave_one_out(log)
-    index = build_index(method, items, split.train, IndexSettings(levels=2, codebook_size=6))
+    index = build_index(method, items, split.train, IndexSettings(levels=2, codebook_size=6, **(index or {})))
     tasks = TaskSettings(form=form, mixture=names, max_history=max_history)
     data = build_dataset(split, items, index, tasks)
     settings = TrainSettings(**{**FAST, **changes})
@@ -51,6 +52,12 @@ def tuned(
         settings=settings,
         validate=validate,
     )
+
+
+def briefly_tuned(backbone, log, items, run_dir, seed=0):
+    """A run of three steps whose items are named by their texts, so that new ones can be."""
+    index = {"text_encoder": "words"}
+    return tuned(backbone, log, items, run_dir, "rq_kmeans", index=index, max_steps=3, seed=seed)
 
 
 def hit_rate(run, log, k=1, exclude_history=True):

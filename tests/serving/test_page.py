@@ -10,14 +10,11 @@ import time
 import httpx
 import pytest
 import uvicorn
-from trained import FAST
+from trained import briefly_tuned
 
-from genrec.data_prep import ItemCatalog, leave_one_out
-from genrec.indexing import IndexSettings, build_index
+from genrec.data_prep import ItemCatalog
 from genrec.serving import Recommender
 from genrec.serving.server import ServerSettings, create_app
-from genrec.tasks import TaskSettings, build_dataset
-from genrec.training import ModelSettings, TrainSettings, finetune
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = [
@@ -36,20 +33,13 @@ OPTIONS = "[role=option]:visible"
 @pytest.fixture(scope="module")
 def runs(tiny_backbone, log, items, tmp_path_factory):
     """Two runs of different start, one of whose items has HTML for a title."""
-    root, split = tmp_path_factory.mktemp("runs"), leave_one_out(log)
+    root = tmp_path_factory.mktemp("runs")
     titles = {item: items.title(item) for item in items.item_ids} | {"i5": HOSTILE}
     items = ItemCatalog.from_titles(titles)
-    index = build_index(
-        "rq_kmeans", items, split.train, IndexSettings(levels=2, codebook_size=6, text_encoder="words")
-    )
-    tasks = TaskSettings()
-    data = build_dataset(split, items, index, tasks)
-    for seed, name in enumerate(("one", "two")):
-        finetune(
-            tiny_backbone, data, index, items, split, root / name, tasks=tasks,
-            model=ModelSettings(dtype="float32"), settings=TrainSettings(**FAST, max_steps=3, seed=seed),
-        )  # fmt: skip
-    return [Recommender.from_pretrained(root / name) for name in ("one", "two")]
+    return [
+        Recommender.from_pretrained(briefly_tuned(tiny_backbone, log, items, root / name, seed))
+        for seed, name in enumerate(("one", "two"))
+    ]
 
 
 @contextlib.contextmanager

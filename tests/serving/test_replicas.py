@@ -13,15 +13,11 @@ from pathlib import Path
 import httpx
 import pytest
 import yaml
-from trained import FAST
+from trained import briefly_tuned
 
 from genrec.core.errors import DataError, RunError
-from genrec.data_prep import leave_one_out
-from genrec.indexing import IndexSettings, build_index
 from genrec.serving import Recommender
 from genrec.serving.replicas import build
-from genrec.tasks import TaskSettings, build_dataset
-from genrec.training import ModelSettings, TrainSettings, finetune
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.model
@@ -30,16 +26,7 @@ TOKEN = {"Authorization": "Bearer sesame"}
 
 @pytest.fixture(scope="module")
 def run(tiny_backbone, log, items, tmp_path_factory):
-    folder, split = tmp_path_factory.mktemp("runs") / "one", leave_one_out(log)
-    index = build_index(
-        "rq_kmeans", items, split.train, IndexSettings(levels=2, codebook_size=6, text_encoder="words")
-    )
-    tasks = TaskSettings()
-    finetune(
-        tiny_backbone, build_dataset(split, items, index, tasks), index, items, split, folder, tasks=tasks,
-        model=ModelSettings(dtype="float32"), settings=TrainSettings(**FAST, max_steps=3),
-    )  # fmt: skip
-    return folder
+    return briefly_tuned(tiny_backbone, log, items, tmp_path_factory.mktemp("runs") / "one")
 
 
 @pytest.fixture

@@ -21,15 +21,12 @@ from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import response_schema_conformance
 from starlette.testclient import TestClient
-from trained import FAST
+from trained import briefly_tuned
 
 from genrec.core.errors import DataError
-from genrec.data_prep import ItemCatalog, leave_one_out
-from genrec.indexing import IndexSettings, build_index
+from genrec.data_prep import ItemCatalog
 from genrec.serving import Recommender
 from genrec.serving.server import ServerSettings, create_app
-from genrec.tasks import TaskSettings, build_dataset
-from genrec.training import ModelSettings, TrainSettings, finetune
 
 pytestmark = pytest.mark.model
 
@@ -37,17 +34,9 @@ pytestmark = pytest.mark.model
 @pytest.fixture(scope="module")
 def root(tiny_backbone, log, items, tmp_path_factory):
     """A folder with two runs of different start, whose items are named by their texts."""
-    root, split = tmp_path_factory.mktemp("runs"), leave_one_out(log)
-    index = build_index(
-        "rq_kmeans", items, split.train, IndexSettings(levels=2, codebook_size=6, text_encoder="words")
-    )
-    tasks = TaskSettings()
-    data = build_dataset(split, items, index, tasks)
+    root = tmp_path_factory.mktemp("runs")
     for seed, name in enumerate(("one", "two")):
-        finetune(
-            tiny_backbone, data, index, items, split, root / name, tasks=tasks,
-            model=ModelSettings(dtype="float32"), settings=TrainSettings(**FAST, max_steps=3, seed=seed),
-        )  # fmt: skip
+        briefly_tuned(tiny_backbone, log, items, root / name, seed)
     return root
 
 
