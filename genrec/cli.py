@@ -629,19 +629,13 @@ def _add_serving(command: argparse.ArgumentParser) -> None:
 def _serve(options: argparse.Namespace) -> None:
     from pathlib import Path
 
-    from genrec.core.errors import RunError, require
+    from genrec.core.errors import require
 
     for package in ("fastapi", "uvicorn", "prometheus_client"):
         require(package, "serve")
-    from genrec.serving.server import ServerSettings, serve
+    from genrec.serving.server import ServerSettings, read_token, serve
 
-    token = None
-    if options.token_env:
-        token = os.environ.get(options.token_env)
-        if not token:
-            raise RunError(
-                f"--token-env {options.token_env}: the environment has no such variable, or it is empty."
-            )
+    token = read_token(options.token_env, "--token-env")
     given = {key: value for key, value in vars(options).items() if key not in ("command", "run", "token_env")}
     root = Path(given.pop("models_root")) if options.models_root else given.pop("models_root")
     compare = given.pop("compare")

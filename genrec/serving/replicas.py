@@ -9,16 +9,15 @@ one replica took would not be in the others.
 from __future__ import annotations
 
 import dataclasses
-import os
 from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
 from ray import serve
 
-from genrec.core.errors import DataError, RunError
+from genrec.core.errors import DataError
 from genrec.serving.recommender import Recommender
-from genrec.serving.server import ServerSettings, create_app
+from genrec.serving.server import ServerSettings, create_app, read_token
 
 # Where they listen, how many they are and how many requests one takes is Ray's to say; an address's rate is counted by no replica alone.
 _NOT_TAKEN = ("host", "port", "token", "models_root", "rate_limit")
@@ -44,11 +43,7 @@ def build(args: dict[str, Any]) -> serve.Application:
         raise DataError(
             f"A replica takes run, token_env, {', '.join(_TAKEN)}; {', '.join(unknown)} is not among them."
         )
-    token = None
-    if token_env:
-        token = os.environ.get(token_env)
-        if not token:
-            raise RunError(f"token_env {token_env}: the environment has no such variable, or it is empty.")
+    token = read_token(token_env, "token_env")
     settings, name = ServerSettings(**given, token=token), Path(run).name
     folder = str(Path(run).resolve()) if Path(run).is_dir() else run
 

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import hmac
 import math
+import os
 import signal
 import time
 from collections import OrderedDict
@@ -103,6 +104,24 @@ class ServerSettings:
             raise DataError("The token is empty. Give one, or leave it out.")
         if self.models_root is not None and not self.models_root.is_dir():
             raise DataError(f"models_root is the folder that runs lie in; {self.models_root} is none.")
+
+
+def read_token(variable: str | None, asked_by: str) -> str | None:
+    """Returns the token in an environment variable, None where none is named.
+
+    Args:
+        variable: Its name.
+        asked_by: The option or key that named it, for the error.
+
+    Raises:
+        RunError: If there is no such variable, or it is empty.
+    """
+    if not variable:
+        return None
+    token = os.environ.get(variable)
+    if not token:
+        raise RunError(f"{asked_by} {variable}: the environment has no such variable, or it is empty.")
+    return token
 
 
 # ---------------------------------------------------------------- what is sent and answered
