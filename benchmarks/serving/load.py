@@ -228,8 +228,8 @@ class Server:
     def traffic(
         self, questions: list[Question], clients: int, seconds: float,
         changes: Callable[[gevent.event.Event], None] | None = None,
-    ) -> tuple[Phase, dict[str, Any]]:  # fmt: skip
-        """Returns what was seen of that many clients for that long, and that in figures.
+    ) -> dict[str, Any]:  # fmt: skip
+        """Returns what was seen of that many clients for that long, in figures.
 
         ``changes`` changes the server until the event that it is given.
         """
@@ -269,7 +269,7 @@ class Server:
             f"p99 {found['p99_ms']:.0f} ms, {found['wrong']} wrong, {found['lost']} lost, statuses {found['statuses']}, "
             f"memory {memory[0][1]:.0f} to {memory[-1][1]:.0f} MB"
         )
-        return phase, found
+        return found
 
     def stop_in_the_middle(self, questions: list[Question], clients: int) -> dict[str, Any]:
         """Returns what became of the requests of clients that ask while SIGTERM comes."""
@@ -357,12 +357,12 @@ def main() -> None:
     phases = result["phases"]
     server = Server(options.run, root, 256)
     server.traffic(steady, 4, min(10.0, saturated / 10))  # warm
-    _, phases["one_at_a_time"] = server.traffic(steady, 1, options.minutes * 60 / 15)
-    _, phases["saturation"] = server.traffic(questions, options.clients, saturated, changes)
+    phases["one_at_a_time"] = server.traffic(steady, 1, options.minutes * 60 / 15)
+    phases["saturation"] = server.traffic(questions, options.clients, saturated, changes)
     phases["saturation"]["changes"] = dict(switches)
     phases["sigterm"] = server.stop_in_the_middle(questions, options.clients)
     server = Server(options.run, None, options.clients * 2)
-    _, phases["beyond"] = server.traffic(steady, options.clients * BEYOND, options.minutes * 60 / 3)
+    phases["beyond"] = server.traffic(steady, options.clients * BEYOND, options.minutes * 60 / 3)
     phases["sigterm_beyond"] = server.stop_in_the_middle(steady, options.clients * BEYOND)
     result["speed_up"] = phases["saturation"]["per_s"] / phases["one_at_a_time"]["per_s"]
     say(f"  {result['speed_up']:.2f} times as many answers a second as one at a time")

@@ -84,7 +84,7 @@ def main() -> None:
         print(f"  {name}")
         server = start()
         server.traffic(questions, 4, min(10.0, options.seconds / 3))  # warm
-        _, result["servers"][name] = server.traffic(questions, options.clients, options.seconds)
+        result["servers"][name] = server.traffic(questions, options.clients, options.seconds)
         if isinstance(server, Replicas):
             server.stop()
         else:
